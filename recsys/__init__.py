@@ -1,0 +1,44 @@
+"""Recommendation from raw content to a served ranking.
+
+    import recsys
+    dataset = recsys.Dataset.open("data/ml-100k")
+    split = recsys.make_split(dataset, recsys.SplitConfig(method="global_time"))
+
+Public names are loaded on first use, so that `import recsys` stays light.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+__version__ = version("recsys")
+
+_PUBLIC = {
+    "Dataset": "recsys.dataset",
+    "Split": "recsys.splits",
+    "SplitConfig": "recsys.splits",
+    "make_split": "recsys.splits",
+    "Protocol": "recsys.protocol",
+    "evaluate": "recsys.evaluate",
+    "Bundle": "recsys.bundle",
+    "RankingEngine": "recsys.serving.engine",
+    "RecsysError": "recsys.errors",
+    "run": "recsys.run",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from recsys.bundle import Bundle
+    from recsys.dataset import Dataset
+    from recsys.errors import RecsysError
+    from recsys.evaluate import evaluate
+    from recsys.protocol import Protocol
+    from recsys.run import run
+    from recsys.serving.engine import RankingEngine
+    from recsys.splits import Split, SplitConfig, make_split
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'recsys' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,283 @@
+"""Splits: which interactions a model may learn from, and which questions it is asked.
+
+A Split is a value with an id (hash of method, arguments, positives and dataset fingerprint). Its parts are
+ordered: the input history of a query is what the user did in *earlier* parts; `fit` is handed the
+parts it may learn from and nothing else.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import polars as pl
+from pydantic import Field, field_validator, model_validator
+
+from recsys import schema
+from recsys.cutting import assign_parts
+from recsys.dataset import Dataset
+from recsys.errors import SplitError
+from recsys.files import digest, new_folder, write_json
+from recsys.filtering import Filtering, filtered
+from recsys.schema import Log, Queries, Ragged
+
+VERSION = 1
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SplitConfig(Filtering):
+    """How a Dataset becomes parts. Later parts are never seen by `fit`."""
+
+    method: Literal[
+        "leave_last_out", "global_time", "user_ratio", "random", "item_cold", "user_cold", "staged"
+    ] = "global_time"
+    """leave_last_out: a user's last row is test, the one before valid. global_time: everything after a moment
+    (natural cold items and users). user_ratio: the last fractions of each user. random: rows at random.
+    item_cold: whole items held out by identity. user_cold: whole users held out, their first `shots` rows given.
+    staged: train | ranker | valid | test at three moments, for a ranker on top of generators."""
+    cuts: tuple[float | int, ...] = ()
+    """Where later parts begin, ascending: shares of rows in (0, 1), or UTC seconds (integers). Two for
+    global_time, user_ratio and random (default 0.8, 0.9), three for staged (default 0.7, 0.8, 0.9)."""
+    holdout: Fraction = 0.1
+    """Share of items (item_cold) or users (user_cold) held out for valid, and as many again for test."""
+    warm_holdout: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """item_cold only: share of the remaining rows held out for valid, and as many for test, at random: they
+    make the warm pool."""
+    shots: Annotated[int, Field(ge=0)] = 3
+    """user_cold only: rows of a held-out user that stand in the input history."""
+    queries: Literal["user", "event"] = "user"
+    """user: one query per user and part. event: one per held-out row (rolling; its history includes
+    the user's earlier rows of the same part)."""
+    catalogue: Literal["interacted", "listed", "train"] = "interacted"
+    """Items that are ranked: interacted = with an interaction after filtering; listed = every row of the items
+    table; train = seen in train (a target outside is a miss and is counted)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of random, item_cold and user_cold."""
+
+    @field_validator("cuts")
+    @classmethod
+    def _ascending(cls, cuts):
+        if any(later <= earlier for earlier, later in pairwise(cuts)):
+            raise ValueError("cuts ascending")
+        return cuts
+
+    @model_validator(mode="after")
+    def _count(self):
+        wanted = {"global_time": 2, "user_ratio": 2, "random": 2, "staged": 3}.get(self.method, 0)
+        if self.cuts and len(self.cuts) != wanted:
+            raise ValueError(f"{wanted} cuts for method {self.method}")
+        if self.method in ("user_ratio", "random") and any(cut >= 1 for cut in self.cuts):
+            raise ValueError("cuts as shares in (0, 1) for this method")
+        return self
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        extra = {"staged": "ranker", "user_cold": "support"}.get(self.method)
+        return ("train", extra, "valid", "test") if extra else ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class EvalQueries:
+    """The questions of one part: ids, what the model may know, and the answers.
+
+    targets hold item indices, -1 for a target outside the catalogue; a user's repeated targets stand once.
+    """
+
+    query_id_Q: np.ndarray
+    queries: Queries
+    targets: Ragged
+
+    def __len__(self) -> int:
+        return len(self.query_id_Q)
+
+    def take(self, rows: np.ndarray | slice) -> "EvalQueries":
+        return EvalQueries(self.query_id_Q[rows], self.queries.take(rows), self.targets.take(rows))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A Dataset cut into parts. log holds every kept row; part_N its part number, -1 = dropped."""
+
+    config: SplitConfig
+    dataset_fingerprint: str
+    user_ids: pl.Series
+    item_ids: pl.Series
+    log: Log
+    part_N: np.ndarray
+    facts: dict
+
+    @property
+    def id(self) -> str:
+        return split_id(self.config, self.dataset_fingerprint)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raises SplitError where `dataset` is not the one this split was made from."""
+        if dataset.fingerprint != self.dataset_fingerprint:
+            raise SplitError(
+                f"split {self.id[:12]} was made from another dataset",
+                where=dataset.path,
+                expected=f"fingerprint {self.dataset_fingerprint[:12]}, found {dataset.fingerprint[:12]}",
+                fix="make a new split",
+            )
+
+    def codes(self, parts: Sequence[str]) -> list[int]:
+        unknown = [part for part in parts if part not in self.config.parts]
+        if unknown:
+            raise SplitError(
+                f"no part {unknown[0]!r} in a {self.config.method} split",
+                expected=" | ".join(self.config.parts),
+            )
+        return [self.config.parts.index(part) for part in parts]
+
+    def fit_log(self, parts: Sequence[str] = ("train",)) -> Log:
+        """The rows a model may learn from."""
+        return self.log.take(np.isin(self.part_N, self.codes(parts)) & (self.log.item_N >= 0))
+
+    def queries(self, part: str) -> EvalQueries:
+        """One query per user (or per event) with a row in `part`; history = the user's earlier parts."""
+        code = self.codes([part])[0]
+        rolling = self.config.queries == "event"
+        known_N = (self.part_N >= 0) & (self.part_N < code + rolling) & (self.log.item_N >= 0)
+        before_N1 = np.concatenate([[0], np.cumsum(known_N)])  # known rows before each row of the log
+        items = self.log.item_N[known_N]
+        target_rows = np.flatnonzero(self.part_N == code)
+        users = self.log.user_N[target_rows]
+        if rolling:
+            starts, ends = before_N1[self.log.indptr_U1[users]], before_N1[target_rows]
+            at, targets = self.log.time_N[target_rows], Ragged.of(self.log.item_N[target_rows][:, None])
+            query_id = np.arange(len(target_rows))
+        else:
+            first = np.flatnonzero(np.diff(users, prepend=-1))  # the log is sorted by user
+            pairs = np.stack([users, self.log.item_N[target_rows]], axis=1)
+            _, once = np.unique(pairs, axis=0, return_index=True)
+            once.sort()
+            lengths = np.bincount(users[once], minlength=self.num_users)
+            users = users[first]
+            targets = Ragged.from_lengths(pairs[once, 1], lengths[users])
+            starts, ends = before_N1[self.log.indptr_U1[users]], before_N1[self.log.indptr_U1[users + 1]]
+            cut = self.facts.get("cut_times", {}).get(part)
+            at = self.log.time_N[target_rows[first]] if cut is None else np.full(len(users), cut)
+            query_id = users
+        return EvalQueries(query_id, Queries(users, Ragged(items, starts, ends), at), targets)
+
+    def save(self, folder: Path) -> None:
+        with new_folder(folder) as target:
+            pl.DataFrame(
+                {
+                    "user": self.log.user_N.astype(np.int32),
+                    "item": self.log.item_N.astype(np.int32),
+                    "time": self.log.time_N,
+                    "weight": self.log.weight_N,
+                    "part": self.part_N,
+                }
+            ).write_parquet(target / "log.parquet")
+            self.user_ids.to_frame(schema.USER).write_parquet(target / "users.parquet")
+            self.item_ids.to_frame(schema.ITEM).write_parquet(target / "items.parquet")
+            manifest = {
+                "version": VERSION,
+                "id": self.id,
+                "config": self.config.model_dump(mode="json"),
+                "dataset_fingerprint": self.dataset_fingerprint,
+                "facts": self.facts,
+            }
+            write_json(target / "split.json", manifest)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Split":
+        try:
+            manifest = json.loads((folder / "split.json").read_text())
+        except FileNotFoundError:
+            raise SplitError("not a split folder (no split.json)", where=folder) from None
+        users = pl.read_parquet(folder / "users.parquet")[schema.USER]
+        items = pl.read_parquet(folder / "items.parquet")[schema.ITEM]
+        frame = pl.read_parquet(folder / "log.parquet")
+        log = make_log(
+            frame["user"].to_numpy().astype(np.int64),
+            frame["item"].to_numpy().astype(np.int64),
+            frame["time"].to_numpy(),
+            frame["weight"].to_numpy(),
+            len(users),
+            len(items),
+        )
+        config = SplitConfig.model_validate(manifest["config"])
+        return cls(
+            config,
+            manifest["dataset_fingerprint"],
+            users,
+            items,
+            log,
+            frame["part"].to_numpy(),
+            manifest["facts"],
+        )
+
+
+def split_id(config: SplitConfig, fingerprint: str) -> str:
+    return digest({"version": VERSION, "config": config.model_dump(mode="json"), "dataset": fingerprint})
+
+
+def make_log(user_N, item_N, time_N, weight_N, num_users: int, num_items: int) -> Log:
+    """A Log from arrays already sorted by user and time."""
+    indptr = np.searchsorted(user_N, np.arange(num_users + 1))
+    return Log(user_N, item_N, time_N, weight_N, indptr, num_items)
+
+
+def make_split(dataset: Dataset, config: SplitConfig) -> Split:
+    """Filter, index, sort and cut. Raises SplitError where the method cannot be applied."""
+    rows = filtered(dataset, config)
+    user_ids = rows[schema.USER].unique().sort()
+    in_data = rows[schema.ITEM].unique().sort()
+    listed = dataset.items[schema.ITEM].sort() if config.catalogue == "listed" else in_data
+    ordering = [schema.USER, schema.ORDER if schema.ORDER in rows.columns else schema.TIME]
+    rows = rows.sort(ordering, maintain_order=True)
+    time = rows[schema.TIME if dataset.has_time else schema.ORDER].to_numpy()
+    log = make_log(
+        _index(rows[schema.USER], user_ids),
+        _index(rows[schema.ITEM], listed),
+        time.astype(np.int64),
+        rows[schema.WEIGHT].to_numpy(),
+        len(user_ids),
+        len(listed),
+    )
+    time_hi_N = rows[schema.TIME_HI].to_numpy() if schema.TIME_HI in rows.columns else None
+    part_N, facts = assign_parts(log, time_hi_N, config, has_time=dataset.has_time)
+    if config.catalogue == "train":
+        in_train = np.unique(log.item_N[part_N == 0])
+        new_index = np.full(len(listed), -1, np.int64)
+        new_index[in_train] = np.arange(len(in_train))
+        listed = listed.gather(in_train)
+        log = make_log(
+            log.user_N, new_index[log.item_N], log.time_N, log.weight_N, len(user_ids), len(listed)
+        )
+    counts = {name: int((part_N == code).sum()) for code, name in enumerate(config.parts)}
+    empty = [name for name in ("train", "valid", "test") if not counts[name]]
+    if empty:
+        raise SplitError(
+            f"the {empty[0]} part is empty ({len(rows)} rows after filtering)",
+            where=dataset.path,
+            fix="change the cuts, the filters, or the method",
+        )
+    facts |= {
+        "rows": counts,
+        "dropped": int((part_N < 0).sum()),
+        "users": len(user_ids),
+        "catalogue": len(listed),
+    }
+    return Split(config, dataset.fingerprint, user_ids, listed, log, part_N, facts)
+
+
+def _index(values: pl.Series, ids: pl.Series) -> np.ndarray:
+    """Position of each value in the sorted ids."""
+    table = pl.DataFrame({"id": ids, "index": np.arange(len(ids))})
+    joined = values.to_frame("id").join(table, on="id", how="left", maintain_order="left")
+    return joined["index"].to_numpy().astype(np.int64)
