@@ -19,11 +19,10 @@ _PUBLIC = {
     "SplitConfig": "recsys.splits",
     "make_split": "recsys.splits",
     "Protocol": "recsys.protocol",
-    "evaluate": "recsys.evaluate",
     "Bundle": "recsys.bundle",
     "RankingEngine": "recsys.serving.engine",
     "RecsysError": "recsys.errors",
-    "run": "recsys.run",
+    "run": "recsys.pipeline",
 }
 __all__ = ["__version__", *_PUBLIC]
 
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
     from recsys.bundle import Bundle
     from recsys.dataset import Dataset
     from recsys.errors import RecsysError
-    from recsys.evaluate import evaluate
+    from recsys.pipeline import run
     from recsys.protocol import Protocol
-    from recsys.run import run
     from recsys.serving.engine import RankingEngine
     from recsys.splits import Split, SplitConfig, make_split
 

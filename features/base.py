@@ -1,0 +1,69 @@
+"""What every extractor is: a typed config, a key that names its output exactly, and `encode`."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from recsys.config import Config
+from recsys.files import digest
+
+
+class ExtractorConfig(Config):
+    """Settings that all extractors share."""
+
+    entity: Literal["item", "user"] = "item"
+    """Whose content is encoded."""
+    hide: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of present rows made absent after extraction (seed: hide_seed), for missing-modality experiments."""
+    hide_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of `hide`."""
+
+
+ConfigT = TypeVar("ConfigT", bound=ExtractorConfig)
+
+
+class Extractor(ABC, Generic[ConfigT]):
+    """Raw content of one modality to vectors. Subclasses set `Config` and fill in the four methods."""
+
+    modality: ClassVar[str]
+    Config: ClassVar[type[ExtractorConfig]]
+    chunk_rows: ClassVar[int] = 512
+    """Rows encoded between two commits to the store; a killed extraction repeats at most one chunk."""
+
+    def __init__(self, config: ConfigT):
+        self.config = config
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """Everything a vector depends on besides its content: encoder, weights hash, preprocessing, template."""
+
+    @abstractmethod
+    def contents(self, rows: pl.DataFrame, media_root: Path | None) -> list[str | Path | None]:
+        """The raw content of every row: a text, a file to read, or None where it is missing."""
+
+    @abstractmethod
+    def encode(self, contents: list[str | Path]) -> np.ndarray:
+        """[n, F] float32. The same list gives the same bytes; may raise UnreadableContent."""
+
+    def key(self) -> str:
+        return digest(dict(self.identity()))
+
+
+class UnreadableContent(Exception):
+    """Some contents of a batch cannot be decoded. `positions`: which; `reason`: why, of the first."""
+
+    def __init__(self, positions: list[int], reason: str):
+        super().__init__(reason)
+        self.positions, self.reason = positions, reason
+
+
+def content_hash(content: str | Path) -> str:
+    """32 hex digits naming a text, or a file's bytes."""
+    data = content.encode() if isinstance(content, str) else content.read_bytes()
+    return hashlib.sha256(data).hexdigest()[:32]

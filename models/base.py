@@ -1,0 +1,154 @@
+"""The contract of every model: config, fit, score, state, serving form.
+
+Closed-form models implement `fit`. Looped models are trained by `recsys.train.fit`, the one loop: they
+implement `setup`, `batches` and `module` instead.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from recsys.config import Config
+from recsys.errors import ModelError
+from recsys.schema import Dense, Form, Log, Queries
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """All that fitting may see. There is no field for test rows, ids or frames.
+
+    train: the interactions to learn from, as index arrays. tables: (entity, name) -> vectors in catalogue
+    order. validate: called by the loop with the model, returns the monitored metric (higher is better).
+    folder: where checkpoints lie; None = keep none.
+    """
+
+    train: Log
+    tables: Mapping[tuple[str, str], Dense] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "cpu"
+    folder: Path | None = None
+    validate: Callable[["Model"], float] | None = None
+
+    @property
+    def num_items(self) -> int:
+        return self.train.num_items
+
+    @property
+    def num_users(self) -> int:
+        return self.train.num_users
+
+    def item_table(self, name: str) -> Dense:
+        """Raises ModelError where the run has no such table."""
+        if ("item", name) not in self.tables:
+            known = ", ".join(sorted(name for entity, name in self.tables if entity == "item")) or "none"
+            raise ModelError(
+                f"no item feature table {name!r}", expected=f"one of: {known}", fix="add [features.*]"
+            )
+        return self.tables["item", name]
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class Model(ABC, Generic[ConfigT]):
+    """A recommender. Scores are float32, higher is better, comparable within one query only."""
+
+    Config: ClassVar[type[Config]]
+    version: ClassVar[int] = 1
+    """Raised when the same config and data would give another model: fitted models of before are then redone."""
+    looped: ClassVar[bool] = False
+    uses_history: ClassVar[bool] = True
+    uses_user_fields: ClassVar[bool] = False
+    uses_context: ClassVar[bool] = False
+    scores_cold_items: ClassVar[bool] = False
+    scores_cold_users: ClassVar[bool] = True
+
+    def __init__(self, config: ConfigT):
+        self.config = config
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Nested widths that `score` takes, ascending; empty where the model has none."""
+        return ()
+
+    def fit(self, ctx: FitContext) -> None:
+        """Closed-form fitting; looped models are fitted by `recsys.train.fit`."""
+        raise ModelError(
+            f"{type(self).__name__} is trained by the loop", fix="call recsys.train.fit(model, ctx, config)"
+        )
+
+    @abstractmethod
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        """Scores of the catalogue [Q, I], of the same C candidates [C], or of each query's own [Q, C].
+
+        Candidate -1 is padding and comes back as -inf. Raises ModelError for a width the model lacks.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that fitting found; with the config it gives the model back."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, config: ConfigT, state: Mapping[str, np.ndarray]) -> "Model":
+        """The fitted model; scores equal to those of the one that was saved."""
+
+    @abstractmethod
+    def serving_form(self) -> Form:
+        """The model as arrays and a torch-free program; scores equal to 1e-5."""
+
+    def check_width(self, width: int | None) -> int | None:
+        """The width itself, or the full one for None. Raises ModelError for an illegal one."""
+        if width is None:
+            return self.widths[-1] if self.widths else None
+        if width not in self.widths:
+            legal = ", ".join(map(str, self.widths)) or "none: this model has one width"
+            raise ModelError(f"width {width}", where=type(self).__name__, expected=f"one of: {legal}")
+        return width
+
+
+class LoopedModel(Model[ConfigT]):
+    """A model trained by gradient steps. The loop owns optimiser, schedule, validation and checkpoints."""
+
+    looped = True
+    module: "torch.nn.Module"
+    """`module(batch)` returns (loss, parts): a scalar tensor and a dict of named floats to track."""
+
+    @abstractmethod
+    def setup(self, ctx: FitContext) -> None:
+        """Build `self.module` from the context; called once, after seeding."""
+
+    @abstractmethod
+    def batches(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, "torch.Tensor"]]:
+        """The batches of one epoch for one process, the same number on every rank.
+
+        A function of (seed, epoch, rank, world) alone, so that a resumed run sees the same batches.
+        """
+
+    @abstractmethod
+    def steps_per_epoch(self, world: int = 1) -> int:
+        """Length of `batches`."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups. By default matrices decay, vectors (norms, biases, scales) do not."""
+        decay = [p for p in self.module.parameters() if p.requires_grad and p.ndim >= 2]
+        rest = [p for p in self.module.parameters() if p.requires_grad and p.ndim < 2]
+        return [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def pick(scores_QI: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
+    """The candidates' columns of full scores; candidate -1 gives -inf."""
+    if candidates is None:
+        return scores_QI
+    candidates = np.broadcast_to(candidates, (len(scores_QI), np.shape(candidates)[-1]))
+    chosen_QC = np.take_along_axis(scores_QI, np.maximum(candidates, 0), axis=1)
+    return np.where(candidates < 0, -np.inf, chosen_QC).astype(np.float32)

@@ -1,0 +1,63 @@
+"""What item-item models share: binary histories, and a score that sums rows of an item-item matrix."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+import scipy.sparse as sp
+
+from recsys.models.base import ConfigT, Model, pick
+from recsys.schema import Form, Log, Queries
+
+
+def binary_matrix(log: Log) -> sp.csr_matrix:
+    """[U, I] with a one for every user-item pair of the log, however often it occurs."""
+    return _ones(log.user_N, log.item_N, (log.num_users, log.num_items))
+
+
+def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
+    matrix = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+    matrix.data[:] = 1.0
+    return matrix
+
+
+class ItemItemModel(Model[ConfigT]):
+    """score(j) = sum over the distinct history items i of W[i, j]; subclasses' `fit` sets weights_II.
+
+    weights_II: [I, I] float32, dense or CSR.
+    """
+
+    weights_II: np.ndarray | sp.csr_matrix
+
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        self.check_width(width)
+        rows, items = queries.history.flat()
+        scores_QI = _ones(rows, items, (len(queries), self.weights_II.shape[0])) @ self.weights_II
+        if sp.issparse(scores_QI):
+            scores_QI = scores_QI.toarray()
+        return pick(scores_QI.astype(np.float32, copy=False), candidates)
+
+    def state(self) -> dict[str, np.ndarray]:
+        if not sp.issparse(self.weights_II):
+            return {"dense": self.weights_II}
+        return {
+            "indptr": self.weights_II.indptr.astype(np.int64),
+            "indices": self.weights_II.indices.astype(np.int32),
+            "data": self.weights_II.data,
+        }
+
+    @classmethod
+    def from_state(cls, config: ConfigT, state: Mapping[str, np.ndarray]) -> Self:
+        model = cls(config)
+        if "dense" in state:
+            model.weights_II = state["dense"]
+        else:
+            size = len(state["indptr"]) - 1
+            parts = (state["data"], state["indices"], state["indptr"])
+            model.weights_II = sp.csr_matrix(parts, shape=(size, size))
+        return model
+
+    def serving_form(self) -> Form:
+        return Form("item_item", self.state())

@@ -1,0 +1,53 @@
+"""Sequences of unequal length without padding, laid out step by step.
+
+A packed batch sorts its rows by length, longest first, and stores all first entries, then all second
+entries, and so on: step t works on the first `counts_T[t]` rows. P = sum of counts_T = tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.schema import Ragged
+
+
+@dataclass(frozen=True)
+class Packed:
+    """items_P: item of every token; counts_T: active rows of each step; order_B: row of the batch that
+    stands at each packed row; last_B: token of the last step of each packed row (-1 for an empty row)."""
+
+    items_P: np.ndarray
+    counts_T: np.ndarray
+    order_B: np.ndarray
+    last_B: np.ndarray
+
+
+def pack(sequences: Ragged) -> Packed:
+    """Time-major layout of the rows of `sequences`."""
+    lengths = sequences.lengths
+    order_B = np.argsort(-lengths, kind="stable")
+    lengths = lengths[order_B]
+    steps = int(lengths[0]) if len(lengths) else 0
+    counts_T = np.searchsorted(-lengths, -np.arange(steps), side="left")
+    offsets_T = np.cumsum(counts_T) - counts_T
+    rows, values = sequences.take(order_B).flat()
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    items_P = np.empty(len(rows), np.int64)
+    items_P[offsets_T[within] + rows] = values
+    last_B = np.full(len(lengths), -1, np.int64)
+    full = lengths > 0
+    last_B[full] = offsets_T[lengths[full] - 1] + np.flatnonzero(full)
+    return Packed(items_P, counts_T, order_B, last_B)
+
+
+def windows(sequences: Ragged, length: int) -> Ragged:
+    """Every row cut into stretches of at most `length` entries, counted from its end, so that the newest
+    entries stand in a full window."""
+    lengths = sequences.lengths
+    pieces = np.maximum(-(-lengths // length), 1)
+    rows = np.repeat(np.arange(len(sequences)), pieces)
+    number = np.arange(len(rows)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    ends = sequences.ends[rows] - number * length
+    starts = np.maximum(sequences.starts[rows], ends - length)
+    keep = ends > starts
+    return Ragged(sequences.values, starts[keep], ends[keep])

@@ -1,0 +1,39 @@
+"""PCA whitening of frozen features, fitted on the items that training saw."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.errors import ModelError
+from recsys.schema import Dense
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """x -> (x - mean_F) @ map_FK: decorrelated, unit variance on the fitted rows."""
+
+    mean_F: np.ndarray
+    map_FK: np.ndarray
+
+    @classmethod
+    def fit(cls, table: Dense, fitted_I: np.ndarray, dims: int, *, floor: float = 1e-6) -> "Whitening":
+        """From the rows that are present and in `fitted_I`; directions of next to no variance are dropped.
+
+        Raises ModelError where fewer than two such rows exist.
+        """
+        rows = table.values_EF[table.present_E & fitted_I].astype(np.float64)
+        if len(rows) < 2:
+            raise ModelError("fewer than two training items have this modality", fix="leave the table out")
+        mean_F = rows.mean(axis=0)
+        values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False))
+        order = np.argsort(-values)[:dims]
+        order = order[values[order] > floor * values.max()]
+        # eigenvectors come with an arbitrary sign: fix it, so that equal data gives equal features
+        signs = np.sign(vectors[np.abs(vectors[:, order]).argmax(axis=0), order])
+        map_FK = vectors[:, order] * signs / np.sqrt(values[order])
+        return cls(mean_F.astype(np.float32), map_FK.astype(np.float32))
+
+    def __call__(self, values_EF: np.ndarray, present_E: np.ndarray) -> np.ndarray:
+        """[E, K] float32; absent rows come back as zeros (their mask says so)."""
+        filled = np.where(present_E[:, None], values_EF, self.mean_F)
+        return ((filled - self.mean_F) @ self.map_FK).astype(np.float32)

@@ -1,0 +1,175 @@
+"""The line a run walks: source, split, features, fits, selection, bundle, test, report, MLflow."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recsys import steps
+from recsys.boxes import Box, Line, sweep
+from recsys.files import locked
+from recsys.models.base import Model
+from recsys.recipe import Recipe, model_tables
+from recsys.registry import MODELS, load_class
+from recsys.sources import open_source
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run's results lie, and which boxes it made (none where nothing had changed)."""
+
+    recipe: Recipe
+    boxes: Mapping[str, Box]
+    made: tuple[str, ...]
+
+    @property
+    def bundle(self) -> Path:
+        return self.boxes["bundle"].folder
+
+    @property
+    def report(self) -> Path:
+        return self.boxes["report"].folder
+
+    @property
+    def selected(self) -> str:
+        return json.loads((self.boxes["select"].folder / "selected.json").read_text())["model"]
+
+
+def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
+    """All boxes of the recipe with their keys; nothing is made. Raises ConfigError for a wrong setting."""
+    line = Line(root)
+    source = open_source(recipe.data)
+    data = line.add("data", lambda box: steps.make_data(box, source), source.identity(), {})
+    split = line.add(
+        "split",
+        lambda box: steps.make_split(box, recipe.split, data),
+        recipe.split.model_dump(mode="json"),
+        {"data": data},
+    )
+    tables = {name: _features(line, name, recipe.features[name], data) for name in recipe.features}
+    fits = _fits(line, recipe, split, tables, device)
+    select = line.add(
+        "select", lambda box: steps.make_selection(box, fits), {}, {fit.box.name: fit.box for fit in fits}
+    )
+    final = (
+        [_refit(line, fit, recipe.select.refit, split, tables) for fit in fits]
+        if recipe.select.refit
+        else fits
+    )
+    models = {fit.box.name: fit.box for fit in final}
+    mlflow_run = line.add(
+        "mlflow",
+        lambda box: steps.make_mlflow_run(box, recipe, final, select, data, split),
+        recipe.track.model_dump(mode="json") | {"name": recipe.name},
+        {"select": select} | models,
+    )
+    bundle = line.add(
+        "bundle",
+        lambda box: steps.make_bundle(box, recipe, final, select, data, split, mlflow_run),
+        recipe.bundle.model_dump(mode="json"),
+        {"select": select} | models,
+    )
+    tests = {fit.box.name: _test(line, recipe, fit, split, tables) for fit in final}
+    report = line.add(
+        "report",
+        lambda box: steps.make_report(box, recipe, tests, select, bundle, data, split),
+        {"name": recipe.name},
+        {"select": select, "bundle": bundle} | tests,
+    )
+    line.add(
+        "track",
+        lambda box: steps.make_tracking(box, recipe, mlflow_run, report, bundle),
+        {},
+        {"mlflow": mlflow_run, "report": report},
+    )
+    return line
+
+
+def _features(line: Line, name: str, table: Mapping, data: Box) -> Box:
+    extractor = steps.make_extractor(table, where=f"features.{name}")
+    settings = dict(extractor.identity()) | extractor.config.model_dump(
+        mode="json", include={"entity", "hide", "hide_seed"}
+    )
+    return line.add(
+        f"features.{name}",
+        lambda box: steps.make_features(box, extractor, name, data),
+        settings,
+        {"data": data},
+    )
+
+
+def _fits(line: Line, recipe: Recipe, split: Box, tables: Mapping[str, Box], device: str) -> list[steps.Fit]:
+    """One fit per model and seed; a closed-form model does not depend on the seed and is fitted once."""
+    fits = []
+    for name, (kind, settings, train) in model_tables(recipe).items():
+        model_class = load_class(kind, MODELS, Model)
+        config = steps.model_config(model_class, settings, name, set(tables))
+        for seed in recipe.seeds if model_class.looped else recipe.seeds[:1]:
+            job = steps.Job(name, kind, config, train, seed, device)
+            fits.append(_fit(line, f"fit.{name}.seed{seed}", job, split, tables, {}))
+    return fits
+
+
+def _fit(
+    line: Line, box_name: str, job: steps.Job, split: Box, tables: Mapping[str, Box], extra: Mapping[str, Box]
+) -> steps.Fit:
+    used = {table: tables[table] for table in steps.tables_of(job.config)}
+    box = line.add(
+        box_name,
+        lambda box: steps.make_fit(box, job, split, used, extra.get("selected")),
+        job.settings(),
+        {"split": split} | used | extra,
+        version=load_class(job.kind, MODELS, Model).version,
+    )
+    return steps.Fit(job, box)
+
+
+def _refit(
+    line: Line, fit: steps.Fit, parts: tuple[str, ...], split: Box, tables: Mapping[str, Box]
+) -> steps.Fit:
+    """The same model on more rows, its number of epochs taken from the fit that selection looked at."""
+    train = fit.job.train.model_copy(update={"fit_parts": parts})
+    job = replace(fit.job, train=train)
+    return _fit(line, f"re{fit.box.name}", job, split, tables, {"selected": fit.box})
+
+
+def _test(line: Line, recipe: Recipe, fit: steps.Fit, split: Box, tables: Mapping[str, Box]) -> Box:
+    return line.add(
+        f"test.{fit.job.name}.seed{fit.job.seed}",
+        lambda box: steps.make_test(box, recipe.evaluate, fit, split, tables),
+        recipe.evaluate.model_dump(mode="json") | {"fit_parts": fit.job.train.fit_parts},
+        {"fit": fit.box, "split": split} | tables,
+    )
+
+
+def run(
+    recipe: Recipe,
+    root: str | Path = "runs",
+    *,
+    device: str = "cpu",
+    started: Callable[[Box], None] = lambda box: None,
+    finished: Callable[[Box, bool], None] = lambda box, cached: None,
+) -> RunResult:
+    """Walk the line, making what is missing; results lie under `root`, which is locked meanwhile.
+
+    started(box), finished(box, cached) are told of each box. Raises LockedError, ConfigError, DataError, ...
+    """
+    root = Path(root)
+    with locked(root):
+        sweep(root)
+        line = plan(recipe, root, device=device)
+        made = line.run(started, finished)
+        result = RunResult(recipe, line.boxes, tuple(box.name for box in made))
+        _point_to(root / recipe.name, result)
+    return result
+
+
+def _point_to(folder: Path, result: RunResult) -> None:
+    """runs/NAME/bundle and runs/NAME/report lead to the latest boxes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, target in {"bundle": result.bundle, "report": result.report}.items():
+        link, beside = folder / name, folder / f".{name}.new"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(os.path.relpath(target, folder), target_is_directory=True)
+        os.replace(beside, link)

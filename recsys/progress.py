@@ -1,0 +1,33 @@
+"""Progress bars on standard error, shown only for what takes longer than two seconds."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+_PATIENCE_SECONDS = 2.0
+
+
+def track(steps: Iterable[T], label: str, *, enabled: bool = True, total: int | None = None) -> Iterator[T]:
+    """Iterate with a bar that appears once two seconds have passed."""
+    if not enabled:
+        yield from steps
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    started = time.monotonic()
+    bar, task = None, None
+    try:
+        for done, step in enumerate(steps):
+            if bar is None and time.monotonic() - started > _PATIENCE_SECONDS:
+                bar = Progress(console=Console(file=sys.stderr), transient=True)
+                bar.start()
+                task = bar.add_task(label, total=total)
+            if bar is not None:
+                bar.update(task, completed=done)
+            yield step
+    finally:
+        if bar is not None:
+            bar.stop()

@@ -1,0 +1,126 @@
+"""Recipe: the whole of a run in one typed value, as read from TOML, a Dataset path and overrides."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from recsys.config import Config, override, parse, read_recipe
+from recsys.errors import ConfigError
+from recsys.protocol import Protocol
+from recsys.splits import SplitConfig
+from recsys.train_config import TrainConfig
+
+
+class SelectConfig(Config):
+    """How the model that is shipped is chosen; test data has no part in it."""
+
+    refit: tuple[str, ...] = ()
+    """Parts that every model is fitted on again once selection has fixed its settings and number of epochs,
+    e.g. ["train", "valid"]; empty = the selected models are tested as they are."""
+
+
+class BundleConfig(Config):
+    """What goes into the bundle beside the model."""
+
+    histories: int = Field(default=200, ge=0)
+    """Newest events kept per user; 0 keeps no user at all."""
+    columns: tuple[str, ...] = ("title", "category", "image_path")
+    """Columns of the items table shown to people."""
+
+
+class TrackConfig(Config):
+    """Where the run is recorded."""
+
+    enabled: bool = True
+    """Record the run in MLflow."""
+    uri: str | None = None
+    """MLflow tracking URI; None = MLFLOW_TRACKING_URI, or a SQLite file in the output folder."""
+    experiment: str = "recsys"
+    """MLflow experiment."""
+    registered_name: str | None = None
+    """Name in the model registry; None = the recipe's name."""
+
+
+class Recipe(Config):
+    """A run, fully resolved."""
+
+    name: str
+    """Names the output folder, the MLflow run and the registered model."""
+    seeds: tuple[int, ...] = (0,)
+    """One fit of every looped model per seed; the bundle takes the first."""
+    data: dict[str, Any]
+    """A source: kind and its settings."""
+    split: SplitConfig = SplitConfig()
+    """Parts and questions."""
+    features: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Feature tables by name: kind (text, image) and the extractor's settings."""
+    models: dict[str, dict[str, Any]]
+    """Models by name: `model` (a registered name; default: the table's own), `train` (overrides of [train]),
+    and the model's settings."""
+    train: TrainConfig = TrainConfig()
+    """The loop."""
+    select: SelectConfig = SelectConfig()
+    """The choice."""
+    evaluate: Protocol = Protocol()
+    """The protocol of the test."""
+    bundle: BundleConfig = BundleConfig()
+    """What is shipped."""
+    track: TrackConfig = TrackConfig()
+    """MLflow."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _some(cls, seeds):
+        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError("one or more different seeds, none negative")
+        return seeds
+
+    @field_validator("models")
+    @classmethod
+    def _models(cls, models):
+        if not models:
+            raise ValueError("at least one model")
+        return models
+
+
+def load_recipe(
+    name: str,
+    assignments: list[str] | None = None,
+    *,
+    data: str | None = None,
+    seeds: tuple[int, ...] | None = None,
+) -> Recipe:
+    """A shipped recipe or TOML file with overrides applied.
+
+    data: path of a prepared Dataset that takes the place of the recipe's source.
+    Raises ConfigError naming the first wrong key.
+    """
+    values = override(read_recipe(name), assignments or [])
+    if data is not None:
+        values["data"] = {"kind": "dataset", "path": data}
+    if seeds is not None:
+        values["seeds"] = list(seeds)
+    return parse(Recipe, values, where=name)
+
+
+def model_tables(recipe: Recipe) -> dict[str, tuple[str, Mapping[str, Any], TrainConfig]]:
+    """name -> (registered name, the model's own settings, the loop's settings with its overrides)."""
+    found = {}
+    for name, table in recipe.models.items():
+        settings = dict(table)
+        kind = settings.pop("model", name)
+        overrides = settings.pop("train", {})
+        if not isinstance(overrides, dict):
+            raise ConfigError(f"models.{name}.train = {overrides!r}", expected="a table")
+        merged = _merge(recipe.train.model_dump(), overrides)
+        found[name] = (kind, settings, parse(TrainConfig, merged, where=f"models.{name}.train"))
+    return found
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged

@@ -1,0 +1,41 @@
+"""Names to classes, resolved only when asked for. Third parties are reached as "package.module:Class"."""
+
+from importlib import import_module
+from typing import TypeVar
+
+from recsys.errors import ConfigError, nearest
+
+MODELS = {
+    "popularity": "recsys.models.baselines.popularity:Popularity",
+    "itemknn": "recsys.models.baselines.itemknn:ItemKNN",
+    "ease": "recsys.models.baselines.ease:EASE",
+    "fmrlrec": "recsys.models.fmrlrec:FMRLRec",
+}
+EXTRACTORS = {
+    "text": "recsys.features.text:TextExtractor",
+    "image": "recsys.features.image:ImageExtractor",
+}
+
+ClassT = TypeVar("ClassT")
+
+
+def load_class(name: str, table: dict[str, str], base: type[ClassT]) -> type[ClassT]:
+    """The class behind a registered name or a "package.module:Class" path.
+
+    Raises ConfigError for an unknown name (with the nearest legal one) or a class of the wrong kind.
+    """
+    target = table.get(name, name)
+    module, colon, attribute = target.partition(":")
+    if not colon:
+        raise ConfigError(f"unknown {base.__name__.lower()} {name!r}", fix=nearest(name, table))
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if target in table.values() or (isinstance(error, ModuleNotFoundError) and error.name != module):
+            raise  # the module is there; something it needs is not
+        raise ConfigError(f"cannot import {name!r} ({error})", expected="package.module:Class") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(
+            f"{name!r} is not a {base.__name__}", expected=f"a subclass of {base.__module__}.{base.__name__}"
+        )
+    return found

@@ -1,0 +1,53 @@
+"""Breakdowns of an evaluation: by history length, popularity of the target, cold or warm pool, missing modality."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from recsys.protocol import Protocol
+from recsys.schema import Dense
+from recsys.splits import EvalQueries
+
+_HISTORY = {"0": (0, 0), "1-4": (1, 4), "5-19": (5, 19), "20+": (20, np.inf)}
+
+
+def query_slices(asked: EvalQueries, protocol: Protocol) -> dict[str, np.ndarray]:
+    """history.0 | 1-4 | 5-19 | 20+: queries by the length of their input history."""
+    if "history" not in protocol.slices:
+        return {}
+    lengths_Q = asked.queries.history.lengths
+    return {
+        f"history.{label}": (lengths_Q >= low) & (lengths_Q <= high)
+        for label, (low, high) in _HISTORY.items()
+    }
+
+
+def target_slices(
+    items_T: np.ndarray, counts_I: np.ndarray, tables: Mapping[str, Dense], protocol: Protocol
+) -> dict[str, np.ndarray]:
+    """Targets by popularity or missing content; all items stay candidates.
+
+    popularity.head | mid | tail: the most popular items that hold a third of all fitted interactions, the next
+    third, and the rest (items never seen among them). missing.NAME: items absent from that table.
+    """
+    inside_T = items_T >= 0
+    found: dict[str, np.ndarray] = {}
+    if "popularity" in protocol.slices:
+        order = np.argsort(-counts_I, kind="stable")
+        before = np.concatenate([[0], np.cumsum(counts_I[order])[:-1]])
+        third_I = np.empty(len(counts_I), np.int64)
+        third_I[order] = np.minimum(3 * before // max(counts_I.sum(), 1), 2)
+        third_I[counts_I == 0] = 2
+        for number, label in enumerate(("head", "mid", "tail")):
+            found[f"popularity.{label}"] = inside_T & (third_I[items_T] == number)
+    if "missing" in protocol.slices:
+        for name, table in tables.items():
+            found[f"missing.{name}"] = inside_T & ~table.present_E[items_T]
+    return found
+
+
+def pools(counts_I: np.ndarray, protocol: Protocol) -> dict[str, np.ndarray]:
+    """pool.cold | warm: only items without, or with, an interaction in the fit parts are candidates and targets."""
+    if "pool" not in protocol.slices or (counts_I > 0).all():
+        return {}
+    return {"pool.cold": counts_I == 0, "pool.warm": counts_I > 0}
