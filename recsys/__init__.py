@@ -9,7 +9,6 @@ Public names are loaded on first use, so that `import recsys` stays light.
 
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 __version__ = version("recsys")
 
@@ -25,15 +24,6 @@ _PUBLIC = {
     "run": "recsys.pipeline",
 }
 __all__ = ["__version__", *_PUBLIC]
-
-if TYPE_CHECKING:
-    from recsys.bundle import Bundle
-    from recsys.dataset import Dataset
-    from recsys.errors import RecsysError
-    from recsys.pipeline import run
-    from recsys.protocol import Protocol
-    from recsys.serving.engine import RankingEngine
-    from recsys.splits import Split, SplitConfig, make_split
 
 
 def __getattr__(name: str):

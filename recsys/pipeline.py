@@ -8,6 +8,7 @@ from pathlib import Path
 
 from recsys import steps
 from recsys.boxes import Box, Line, sweep
+from recsys.features.extract import make_extractor
 from recsys.files import locked
 from recsys.models.base import Model
 from recsys.recipe import Recipe, model_tables
@@ -60,13 +61,15 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
     models = {fit.box.name: fit.box for fit in final}
     mlflow_run = line.add(
         "mlflow",
-        lambda box: steps.make_mlflow_run(box, recipe, final, select, data, split),
+        lambda box: steps.make_mlflow_run(box, recipe, final, select, data, split, tables),
         recipe.track.model_dump(mode="json") | {"name": recipe.name},
         {"select": select} | models,
     )
     bundle = line.add(
         "bundle",
-        lambda box: steps.make_bundle(box, recipe, final, select, data, split, mlflow_run),
+        lambda box: steps.make_bundle(
+            box, recipe, steps.selected_fit(final, select), data, split, tables, steps.run_id_of(mlflow_run)
+        ),
         recipe.bundle.model_dump(mode="json"),
         {"select": select} | models,
     )
@@ -87,7 +90,7 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
 
 
 def _features(line: Line, name: str, table: Mapping, data: Box) -> Box:
-    extractor = steps.make_extractor(table, where=f"features.{name}")
+    extractor = make_extractor(table, where=f"features.{name}")
     settings = dict(extractor.identity()) | extractor.config.model_dump(
         mode="json", include={"entity", "hide", "hide_seed"}
     )

@@ -8,11 +8,11 @@ from recsys.protocol import Protocol
 from recsys.schema import Dense
 from recsys.splits import EvalQueries
 
-_HISTORY = {"0": (0, 0), "1-4": (1, 4), "5-19": (5, 19), "20+": (20, np.inf)}
+_HISTORY = {"0": (0, 0), "1-4": (1, 4), "5-19": (5, 19), "20-up": (20, np.inf)}
 
 
 def query_slices(asked: EvalQueries, protocol: Protocol) -> dict[str, np.ndarray]:
-    """history.0 | 1-4 | 5-19 | 20+: queries by the length of their input history."""
+    """history.0 | 1-4 | 5-19 | 20-up: queries by the length of their input history."""
     if "history" not in protocol.slices:
         return {}
     lengths_Q = asked.queries.history.lengths

@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,12 @@ class Tracking:
     def finish(self, run_id: str) -> None:
         self.client.set_terminated(run_id, "FINISHED")
 
-    def register(self, run_id: str, bundle: Path, name: str, version: str) -> str:
+    def register(self, run_id: str, bundle: Path, name: str, bundle_id: str) -> str:
         """Log the bundle as a pyfunc model (loader module and data, no pickle), make it a model version
         with the alias `candidate`, and `champion` where the name has none. Returns the version number."""
         run = self.client.get_run(run_id)
-        source = f"{run.info.artifact_uri}/model"
+        artefact = f"bundle-{bundle_id[:12]}"
+        source = f"{run.info.artifact_uri}/{artefact}"
         if not self.client.search_registered_models(filter_string=f"name = '{name}'"):
             self.client.create_registered_model(name)
         for known in self.client.search_model_versions(f"name = '{name}'"):
@@ -85,9 +87,9 @@ class Tracking:
                 folder,
                 loader_module="recsys.serving.pyfunc",
                 data_path=str(bundle),
-                pip_requirements=[f"recsys=={version}"],
+                pip_requirements=[f"recsys=={version('recsys')}"],
             )
-            self.client.log_artifacts(run_id, str(folder), "model")
+            self.client.log_artifacts(run_id, str(folder), artefact)
         number = str(self.client.create_model_version(name, source, run_id).version)
         self.client.set_registered_model_alias(name, "candidate", number)
         if "champion" not in self.client.get_registered_model(name).aliases:

@@ -1,0 +1,270 @@
+"""Bundle: everything serving needs in one verified folder, without torch and without pickle.
+
+manifest.json        versions, recipe, fingerprints, split, sha256 of every file, bundle_id
+weights.safetensors  the serving form's arrays, item counts
+items.bin            item vectors, one contiguous [I, increment] block per width: the head of the file
+                     is the narrower model
+items.parquet        ids and display columns in catalogue order
+users.parquet        ids, and the newest events of each user as item indices and times
+LICENCE.txt          of the data
+reports/             metrics; outside bundle_id
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from recsys import schema
+from recsys.errors import BundleError
+from recsys.files import digest, file_sha256, new_folder, write_json
+from recsys.schema import Form, Ragged
+
+if TYPE_CHECKING:
+    from recsys.serving.forms import Program
+
+FORMAT_VERSION = 1
+_COUNTS, _BIAS, _FORM = "item_counts", "item_bias", "form."
+
+
+@dataclass(frozen=True)
+class BundleContent:
+    """What a bundle is written from.
+
+    items: ids and display columns, one row per catalogue item in index order. users: user_id, items (list of
+    indices), times (list of UTC seconds), or None to ship nobody's history. item_counts_I: interactions of the
+    fitted rows, the popularity that serving falls back on.
+    """
+
+    model: str
+    form: Form
+    items: pl.DataFrame
+    item_counts_I: np.ndarray
+    users: pl.DataFrame | None
+    id_type: Mapping[str, str]
+    split_id: str
+    last_event: int
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    source: str = ""
+    licence: str = ""
+    licence_text: str | None = None
+    mlflow_run_id: str | None = None
+    reports: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
+    """Write beside, rename, open. Raises BundleError where the form does not fit the items."""
+    form, size = content.form, len(content.items)
+    if len(content.item_counts_I) != size or (
+        form.item_vectors_ID is not None and len(form.item_vectors_ID) != size
+    ):
+        raise BundleError("items, counts and vectors differ in length", where=folder, expected=f"{size} rows")
+    with new_folder(folder) as target:
+        arrays = {_FORM + name: np.ascontiguousarray(value) for name, value in form.arrays.items()}
+        arrays[_COUNTS] = content.item_counts_I.astype(np.int64)
+        if form.item_bias_I is not None:
+            arrays[_BIAS] = np.ascontiguousarray(form.item_bias_I, np.float32)
+        (target / "weights.safetensors").write_bytes(save(arrays))
+        blocks = _write_vectors(target / "items.bin", form)
+        content.items.write_parquet(target / "items.parquet")
+        if content.users is not None:
+            content.users.write_parquet(target / "users.parquet")
+        if content.licence_text:
+            (target / "LICENCE.txt").write_text(content.licence_text, encoding="utf-8")
+        files = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
+        described = {
+            "model": content.model,
+            "program": form.program,
+            "meta": dict(form.meta),
+            "widths": list(form.widths),
+            "blocks": blocks,
+            "id_type": dict(content.id_type),
+            "split_id": content.split_id,
+            "last_event": int(content.last_event),
+            "recipe": dict(content.recipe),
+            "fingerprints": dict(content.fingerprints),
+            "flags": dict(content.flags),
+        }
+        manifest = described | {
+            "format_version": FORMAT_VERSION,
+            "package_version": _package_version(),
+            "files": files,
+            "bundle_id": digest({"described": described, "files": files}),
+            "counts": {"items": size, "users": 0 if content.users is None else len(content.users)},
+            "source": content.source,
+            "licence": content.licence,
+            "mlflow_run_id": content.mlflow_run_id,
+        }
+        write_json(target / "manifest.json", manifest)
+        (target / "reports").mkdir()
+        for name, report in content.reports.items():
+            write_json(target / "reports" / f"{name}.json", report)
+    return Bundle.open(folder)
+
+
+def _package_version() -> str:
+    from importlib.metadata import version
+
+    return version("recsys")
+
+
+def _write_vectors(path: Path, form: Form) -> list[dict[str, Any]]:
+    """items.bin, and where each width's own block lies in it."""
+    if form.item_vectors_ID is None:
+        return []
+    blocks, offset = [], 0
+    with open(path, "wb") as handle:
+        for start, end in zip((0, *form.widths[:-1]), form.widths, strict=True):
+            data = np.ascontiguousarray(form.item_vectors_ID[:, start:end], "<f4").tobytes()
+            handle.write(data)
+            shape = [len(form.item_vectors_ID), end - start]
+            blocks.append({"width": end, "offset": offset, "shape": shape, "dtype": "<f4"})
+            offset += len(data)
+    return blocks
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, verified bundle."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> "Bundle":
+        """Verify format, then hashes, then shapes. Raises BundleError naming the file that is wrong."""
+        folder = Path(path)
+        again = "export or download the bundle again"
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            version, files = manifest["format_version"], manifest["files"]
+        except FileNotFoundError:
+            raise BundleError(
+                "not a bundle (no manifest.json)", where=folder, fix="give the folder that recsys run names"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"manifest.json is damaged ({error})", where=folder, fix=again) from None
+        if version > FORMAT_VERSION:
+            raise BundleError(
+                f"format version {version}", where=folder / "manifest.json", expected=f"at most {FORMAT_VERSION}",
+                fix="upgrade recsys",
+            )  # fmt: skip
+        for name, expected in files.items():
+            if not (folder / name).is_file():
+                raise BundleError("the file is missing", where=folder / name, fix=again)
+            if verify and file_sha256(folder / name) != expected:
+                raise BundleError(
+                    "the file was changed", where=folder / name, expected=f"sha256 {expected}", fix=again
+                )
+        bundle = cls(folder, manifest)
+        bundle._check_shapes()
+        return bundle
+
+    def _check_shapes(self) -> None:
+        size = self.manifest["counts"]["items"]
+        length = sum(math.prod(block["shape"]) * 4 for block in self.manifest["blocks"])
+        vectors = self.path / "items.bin"
+        if self.manifest["blocks"] and vectors.stat().st_size != length:
+            raise BundleError("the file has another size", where=vectors, expected=f"{length} bytes")
+        for name, rows in (
+            ("items.parquet", len(self.items)),
+            ("weights.safetensors", len(self._arrays[_COUNTS])),
+        ):
+            if rows != size:
+                raise BundleError(f"{rows} items", where=self.path / name, expected=str(size))
+
+    @property
+    def id(self) -> str:
+        return self.manifest["bundle_id"]
+
+    @property
+    def id_type(self) -> Mapping[str, str]:
+        return self.manifest["id_type"]
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        return pl.read_parquet(self.path / "items.parquet")
+
+    @cached_property
+    def users(self) -> pl.DataFrame | None:
+        path = self.path / "users.parquet"
+        return pl.read_parquet(path) if "users.parquet" in self.manifest["files"] else None
+
+    @cached_property
+    def histories(self) -> Ragged:
+        """Item indices of every user's newest events, in time order; empty where users were not shipped."""
+        if self.users is None:
+            return Ragged.empty(0)
+        lengths = self.users["items"].list.len().to_numpy().astype(np.int64)
+        return Ragged.from_lengths(
+            self.users["items"].explode().drop_nulls().to_numpy().astype(np.int64), lengths
+        )
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        try:
+            return load((self.path / "weights.safetensors").read_bytes())
+        except SafetensorError as error:
+            raise BundleError(f"cannot be read ({error})", where=self.path / "weights.safetensors") from None
+
+    @property
+    def item_counts_I(self) -> np.ndarray:
+        return self._arrays[_COUNTS]
+
+    @cached_property
+    def form(self) -> Form:
+        """The full serving form."""
+        return self.form_of(None)
+
+    def form_of(self, width: int | None) -> Form:
+        """The form with item vectors up to `width`; only the head of items.bin is read."""
+        arrays = {
+            name.removeprefix(_FORM): value for name, value in self._arrays.items() if name.startswith(_FORM)
+        }
+        widths = tuple(w for w in self.manifest["widths"] if width is None or w <= width)
+        vectors = None
+        if widths:
+            parts = []
+            with open(self.path / "items.bin", "rb") as handle:
+                for block in self.manifest["blocks"][: len(widths)]:
+                    data = handle.read(math.prod(block["shape"]) * 4)
+                    parts.append(np.frombuffer(data, block["dtype"]).reshape(block["shape"]))
+            vectors = np.concatenate(parts, axis=1)
+        return Form(
+            self.manifest["program"], arrays, self.manifest["meta"], vectors, self._arrays.get(_BIAS), widths
+        )
+
+    def scorer(self) -> "Program":
+        """The program that scores; raises BundleError where this version does not know it."""
+        from recsys.serving.forms import open_form
+
+        return open_form(self.form)
+
+
+def user_histories(log: schema.Log, user_ids: pl.Series, keep: int) -> pl.DataFrame | None:
+    """The newest `keep` events of every user as a frame for BundleContent; None where keep is 0."""
+    if keep == 0:
+        return None
+    newest = log.sequences.tail(keep)
+    times = Ragged(log.time_N, newest.starts, newest.ends)
+    lengths = newest.lengths
+    columns = {}
+    for name, ragged in {"items": newest, "times": times}.items():
+        flat = pl.Series(ragged.flat()[1])
+        rows = pl.Series(np.repeat(np.arange(len(lengths)), lengths))
+        grouped = pl.DataFrame({"row": rows, name: flat}).group_by("row", maintain_order=True).agg(name)
+        every = pl.DataFrame({"row": np.arange(len(lengths))})
+        empty = pl.lit([], pl.List(pl.Int64))
+        joined = every.join(grouped, on="row", how="left", maintain_order="left")
+        columns[name] = joined[name].to_frame().select(pl.col(name).fill_null(empty)).to_series()
+    return pl.DataFrame({schema.USER: user_ids, **columns})

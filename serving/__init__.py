@@ -1,0 +1,1 @@
+"""Serving from a bundle: torch-free programs, the ranking engine, the HTTP API."""

@@ -1,0 +1,139 @@
+"""The torch-free programs that a serving form names. NumPy only; scores equal the model's to 1e-5."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from recsys.errors import BundleError, ModelError
+from recsys.schema import Form, Queries
+from recsys.serving.lru import LRU
+
+
+class Program(ABC):
+    """A form made runnable: the scoring half of the model contract."""
+
+    uses_history: ClassVar[bool] = True
+
+    def __init__(self, form: Form):
+        self.form = form
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.form.widths
+
+    def check_width(self, width: int | None) -> int | None:
+        """The width itself, the full one for None. Raises ModelError for an illegal one."""
+        if width is None:
+            return self.widths[-1] if self.widths else None
+        if width not in self.widths:
+            legal = ", ".join(map(str, self.widths)) or "none: this model has one width"
+            raise ModelError(f"width {width}", expected=f"one of: {legal}")
+        return width
+
+    @abstractmethod
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        """[Q, I], or the columns of candidates [C] or [Q, C] (-1 gives -inf); float32."""
+
+    def similar_vectors(self) -> np.ndarray | None:
+        """[I, D] rows whose cosine says how alike items are; None where the program has none."""
+        return None
+
+
+def pick(scores_QI: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
+    """The candidates' columns of full scores; -1 gives -inf."""
+    if candidates is None:
+        return scores_QI
+    candidates = np.broadcast_to(candidates, (len(scores_QI), np.shape(candidates)[-1]))
+    chosen_QC = np.take_along_axis(scores_QI, np.maximum(candidates, 0), axis=1)
+    return np.where(candidates < 0, -np.inf, chosen_QC).astype(np.float32)
+
+
+class Popularity(Program):
+    """The same scores for everybody. arrays: scores [I]."""
+
+    uses_history = False
+
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        self.check_width(width)
+        scores_I = self.form.arrays["scores"]
+        return pick(np.broadcast_to(scores_I, (len(queries), len(scores_I))), candidates)
+
+
+class ItemItem(Program):
+    """score(j) = sum over the distinct history items i of W[i, j].
+
+    arrays: dense [I, I], or CSR as indptr [I + 1], indices, data.
+    """
+
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        self.check_width(width)
+        scores_QI = np.stack([self._sum(np.unique(queries.history[row])) for row in range(len(queries))])
+        return pick(scores_QI.astype(np.float32), candidates)
+
+    def _sum(self, items: np.ndarray) -> np.ndarray:
+        arrays = self.form.arrays
+        if "dense" in arrays:
+            return arrays["dense"][items].sum(axis=0, dtype=np.float64)
+        indptr = arrays["indptr"]
+        starts, lengths = indptr[items], indptr[items + 1] - indptr[items]
+        places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        return np.bincount(
+            arrays["indices"][places], weights=arrays["data"][places], minlength=len(indptr) - 1
+        )
+
+    def similar_vectors(self) -> np.ndarray:
+        arrays = self.form.arrays
+        if "dense" in arrays:
+            return arrays["dense"]
+        size = len(arrays["indptr"]) - 1
+        rows = np.repeat(np.arange(size), np.diff(arrays["indptr"]))
+        dense = np.zeros((size, size), np.float32)
+        dense[rows, arrays["indices"]] = arrays["data"]
+        return dense
+
+
+class LRUProgram(Program):
+    """fMRLRec: the recurrence over the history, then a dot product with the item vectors (see `LRU`)."""
+
+    def __init__(self, form: Form):
+        super().__init__(form)
+        self.networks = {width: LRU(form, width) for width in form.widths}
+
+    def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
+        """[Q, width]."""
+        return self.networks[self.check_width(width)].encode(queries.history)
+
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        width = self.check_width(width)
+        vectors_QD = self.query_vectors(queries, width)
+        items_ID, bias_I = self.form.item_vectors_ID[:, :width], self.form.item_bias_I
+        if candidates is None:
+            return vectors_QD @ items_ID.T + bias_I
+        candidates = np.broadcast_to(candidates, (len(queries), np.shape(candidates)[-1]))
+        safe = np.maximum(candidates, 0)
+        scores_QC = np.einsum("qd,qcd->qc", vectors_QD, items_ID[safe]) + bias_I[safe]
+        return np.where(candidates < 0, -np.inf, scores_QC).astype(np.float32)
+
+    def similar_vectors(self) -> np.ndarray:
+        return self.form.item_vectors_ID
+
+
+PROGRAMS: dict[str, type[Program]] = {"popularity": Popularity, "item_item": ItemItem, "lru": LRUProgram}
+
+
+def open_form(form: Form) -> Program:
+    """Raises BundleError for a program this version does not know."""
+    if form.program not in PROGRAMS:
+        raise BundleError(
+            f"program {form.program!r}", expected=f"one of: {', '.join(PROGRAMS)}", fix="upgrade recsys"
+        )
+    return PROGRAMS[form.program](form)
