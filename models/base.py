@@ -106,15 +106,6 @@ class Model(ABC, Generic[ConfigT]):
     def serving_form(self) -> Form:
         """The model as arrays and a torch-free program; scores equal to 1e-5."""
 
-    def check_width(self, width: int | None) -> int | None:
-        """The width itself, or the full one for None. Raises ModelError for an illegal one."""
-        if width is None:
-            return self.widths[-1] if self.widths else None
-        if width not in self.widths:
-            legal = ", ".join(map(str, self.widths)) or "none: this model has one width"
-            raise ModelError(f"width {width}", where=type(self).__name__, expected=f"one of: {legal}")
-        return width
-
 
 class LoopedModel(Model[ConfigT]):
     """A model trained by gradient steps. The loop owns optimiser, schedule, validation and checkpoints."""
@@ -143,12 +134,3 @@ class LoopedModel(Model[ConfigT]):
         decay = [p for p in self.module.parameters() if p.requires_grad and p.ndim >= 2]
         rest = [p for p in self.module.parameters() if p.requires_grad and p.ndim < 2]
         return [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def pick(scores_QI: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
-    """The candidates' columns of full scores; candidate -1 gives -inf."""
-    if candidates is None:
-        return scores_QI
-    candidates = np.broadcast_to(candidates, (len(scores_QI), np.shape(candidates)[-1]))
-    chosen_QC = np.take_along_axis(scores_QI, np.maximum(candidates, 0), axis=1)
-    return np.where(candidates < 0, -np.inf, chosen_QC).astype(np.float32)

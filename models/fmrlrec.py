@@ -16,12 +16,12 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from recsys.config import Config
-from recsys.models.base import FitContext, LoopedModel, pick
+from recsys.models.base import FitContext, LoopedModel
 from recsys.models.layers import BlockNorm, NestedBlock
 from recsys.models.losses import nested_cross_entropy
 from recsys.models.packing import pack, windows
 from recsys.models.whitening import Whitening
-from recsys.schema import Dense, Form, Queries, Ragged
+from recsys.schema import Dense, Form, Queries, Ragged, legal_width, pick
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Features = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -214,7 +214,7 @@ class FMRLRec(LoopedModel[FMRLRecConfig]):
         return vectors_ID, np.zeros(len(vectors_ID), np.float32) if bias is None else bias.cpu().numpy()
 
     def item_vectors(self, width: int | None = None) -> np.ndarray:
-        return self.item_table()[0][:, : self.check_width(width)]
+        return self.item_table()[0][:, : legal_width(width, self.widths)]
 
     @torch.inference_mode()
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
@@ -227,12 +227,12 @@ class FMRLRec(LoopedModel[FMRLRecConfig]):
         last_B = np.where(packed.last_B < 0, np.arange(len(queries)), len(queries) + packed.last_B)
         vectors_QD = np.empty((len(queries), u_PD.shape[1]), np.float32)
         vectors_QD[packed.order_B] = u_PD[last_B]
-        return vectors_QD[:, : self.check_width(width)]
+        return vectors_QD[:, : legal_width(width, self.widths)]
 
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
-        width = self.check_width(width)
+        width = legal_width(width, self.widths)
         vectors_ID, bias_I = self.item_table()
         scores_QI = self.query_vectors(queries, width) @ vectors_ID[:, :width].T + bias_I
         return pick(scores_QI, candidates)

@@ -143,7 +143,8 @@ def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
         for (x, y), (width, value) in zip(places, points, strict=True)
     )
     line = f'<polyline points="{path}" fill="none" stroke="var(--mark)" stroke-width="2"/>'
-    return f'<p>{escape(name)}</p><svg viewBox="0 0 660 215" role="img" aria-label="quality by width">{line}{marks}</svg>'
+    picture = f'<svg viewBox="0 0 660 215" role="img" aria-label="quality by width">{line}{marks}</svg>'
+    return f"<p>{escape(name)}</p>{picture}"
 
 
 def _beyond(models: Mapping[str, Any], headline: Key) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from recsys.errors import ModelError
+
 SCHEMA_VERSION = 1
 
 # Columns of the Dataset's tables. Free columns are allowed in items and users.
@@ -201,3 +203,22 @@ class Form:
     item_vectors_ID: np.ndarray | None = None
     item_bias_I: np.ndarray | None = None
     widths: tuple[int, ...] = ()
+
+
+def pick(scores_QI: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
+    """The candidates' columns of full scores: [C] or [Q, C], candidate -1 gives -inf; all columns for None."""
+    if candidates is None:
+        return scores_QI
+    candidates = np.broadcast_to(candidates, (len(scores_QI), np.shape(candidates)[-1]))
+    chosen_QC = np.take_along_axis(scores_QI, np.maximum(candidates, 0), axis=1)
+    return np.where(candidates < 0, -np.inf, chosen_QC).astype(np.float32)
+
+
+def legal_width(width: int | None, widths: tuple[int, ...]) -> int | None:
+    """The width itself, the full one for None (None where there are no widths). Raises ModelError for another."""
+    if width is None:
+        return widths[-1] if widths else None
+    if width not in widths:
+        legal = ", ".join(map(str, widths)) or "none: this model has one width"
+        raise ModelError(f"width {width}", expected=f"one of: {legal}")
+    return width

@@ -131,6 +131,13 @@ class Split:
                 fix="make a new split",
             )
 
+    def check_id(self, split_id: str) -> None:
+        """Raises SplitError where something (a bundle, a table) rests on another split."""
+        if split_id != self.id:
+            raise SplitError(
+                f"split {self.id[:12]} is not the one this was made under", expected=split_id[:12]
+            )
+
     def codes(self, parts: Sequence[str]) -> list[int]:
         unknown = [part for part in parts if part not in self.config.parts]
         if unknown:

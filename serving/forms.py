@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from recsys.errors import BundleError, ModelError
-from recsys.schema import Form, Queries
+from recsys.errors import BundleError
+from recsys.schema import Form, Queries, legal_width, pick
 from recsys.serving.lru import LRU
 
 
@@ -22,15 +22,6 @@ class Program(ABC):
     def widths(self) -> tuple[int, ...]:
         return self.form.widths
 
-    def check_width(self, width: int | None) -> int | None:
-        """The width itself, the full one for None. Raises ModelError for an illegal one."""
-        if width is None:
-            return self.widths[-1] if self.widths else None
-        if width not in self.widths:
-            legal = ", ".join(map(str, self.widths)) or "none: this model has one width"
-            raise ModelError(f"width {width}", expected=f"one of: {legal}")
-        return width
-
     @abstractmethod
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
@@ -42,15 +33,6 @@ class Program(ABC):
         return None
 
 
-def pick(scores_QI: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
-    """The candidates' columns of full scores; -1 gives -inf."""
-    if candidates is None:
-        return scores_QI
-    candidates = np.broadcast_to(candidates, (len(scores_QI), np.shape(candidates)[-1]))
-    chosen_QC = np.take_along_axis(scores_QI, np.maximum(candidates, 0), axis=1)
-    return np.where(candidates < 0, -np.inf, chosen_QC).astype(np.float32)
-
-
 class Popularity(Program):
     """The same scores for everybody. arrays: scores [I]."""
 
@@ -59,23 +41,23 @@ class Popularity(Program):
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
-        self.check_width(width)
+        legal_width(width, self.widths)
         scores_I = self.form.arrays["scores"]
         return pick(np.broadcast_to(scores_I, (len(queries), len(scores_I))), candidates)
 
 
 class ItemItem(Program):
-    """score(j) = sum over the distinct history items i of W[i, j].
+    """score(j) = prior(j) + sum over the distinct history items i of W[i, j].
 
-    arrays: dense [I, I], or CSR as indptr [I + 1], indices, data.
+    arrays: prior [I]; W as dense [I, I], or CSR as indptr [I + 1], indices, data.
     """
 
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
-        self.check_width(width)
+        legal_width(width, self.widths)
         scores_QI = np.stack([self._sum(np.unique(queries.history[row])) for row in range(len(queries))])
-        return pick(scores_QI.astype(np.float32), candidates)
+        return pick((scores_QI + self.form.arrays["prior"]).astype(np.float32), candidates)
 
     def _sum(self, items: np.ndarray) -> np.ndarray:
         arrays = self.form.arrays
@@ -108,12 +90,12 @@ class LRUProgram(Program):
 
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
         """[Q, width]."""
-        return self.networks[self.check_width(width)].encode(queries.history)
+        return self.networks[legal_width(width, self.widths)].encode(queries.history)
 
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
-        width = self.check_width(width)
+        width = legal_width(width, self.widths)
         vectors_QD = self.query_vectors(queries, width)
         items_ID, bias_I = self.form.item_vectors_ID[:, :width], self.form.item_bias_I
         if candidates is None:

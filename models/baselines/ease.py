@@ -4,11 +4,11 @@ from typing import Annotated
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse as sp
 from pydantic import Field
 
 from recsys.config import Config
-from recsys.models.base import FitContext
-from recsys.models.baselines.neighbourhood import ItemItemModel, binary_matrix
+from recsys.models.baselines.neighbourhood import ItemItemModel
 
 
 class EASEConfig(Config):
@@ -23,15 +23,14 @@ class EASE(ItemItemModel[EASEConfig]):
 
     Config = EASEConfig
 
-    def fit(self, ctx: FitContext) -> None:
-        users_UI = binary_matrix(ctx.train)
+    def weights(self, users_UI: sp.csr_matrix) -> np.ndarray:
         gram_II = (users_UI.T @ users_UI).toarray().astype(np.float64)
-        diagonal = np.arange(ctx.num_items)
+        diagonal = np.arange(len(gram_II))
         gram_II[diagonal, diagonal] += self.config.regularisation
         factor = scipy.linalg.cho_factor(gram_II, lower=True, overwrite_a=True, check_finite=False)
         inverse_II = scipy.linalg.cho_solve(
-            factor, np.eye(ctx.num_items), overwrite_b=True, check_finite=False
+            factor, np.eye(len(gram_II)), overwrite_b=True, check_finite=False
         )
         weights_II = inverse_II / -inverse_II[diagonal, diagonal]
         weights_II[diagonal, diagonal] = 0.0
-        self.weights_II = weights_II.astype(np.float32)
+        return weights_II.astype(np.float32)

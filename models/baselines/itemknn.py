@@ -7,8 +7,7 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from recsys.config import Config
-from recsys.models.base import FitContext
-from recsys.models.baselines.neighbourhood import ItemItemModel, binary_matrix
+from recsys.models.baselines.neighbourhood import ItemItemModel
 
 
 class ItemKNNConfig(Config):
@@ -25,8 +24,7 @@ class ItemKNN(ItemItemModel[ItemKNNConfig]):
 
     Config = ItemKNNConfig
 
-    def fit(self, ctx: FitContext) -> None:
-        users_UI = binary_matrix(ctx.train)
+    def weights(self, users_UI: sp.csr_matrix) -> sp.csr_matrix:
         norms_I = np.sqrt(np.asarray(users_UI.sum(axis=0)).ravel())
         common_II = (users_UI.T @ users_UI).tocsr()
         common_II.setdiag(0)
@@ -38,8 +36,7 @@ class ItemKNN(ItemItemModel[ItemKNNConfig]):
         columns = entries.col[order]
         first = np.searchsorted(columns, columns)
         kept = order[np.arange(len(order)) - first < self.config.neighbours]
-        shape = (ctx.num_items, ctx.num_items)
-        self.weights_II = sp.csr_matrix(
-            (cosine[kept].astype(np.float32), (entries.row[kept], entries.col[kept])), shape=shape
-        )
-        self.weights_II.sort_indices()
+        places = (entries.row[kept], entries.col[kept])
+        weights_II = sp.csr_matrix((cosine[kept].astype(np.float32), places), shape=common_II.shape)
+        weights_II.sort_indices()
+        return weights_II

@@ -1,13 +1,14 @@
-"""What item-item models share: binary histories, and a score that sums rows of an item-item matrix."""
+"""What item-item models share: binary histories, a score that sums rows of an item-item matrix, and a prior."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
 import scipy.sparse as sp
 
-from recsys.models.base import ConfigT, Model, pick
-from recsys.schema import Form, Log, Queries
+from recsys.models.base import ConfigT, FitContext, Model
+from recsys.schema import Form, Log, Queries, legal_width, pick
 
 
 def binary_matrix(log: Log) -> sp.csr_matrix:
@@ -22,27 +23,39 @@ def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sp.c
 
 
 class ItemItemModel(Model[ConfigT]):
-    """score(j) = sum over the distinct history items i of W[i, j]; subclasses' `fit` sets weights_II.
+    """score(j) = prior(j) + sum over the distinct history items i of W[i, j]; subclasses find W.
 
-    weights_II: [I, I] float32, dense or CSR.
+    weights_II: [I, I] float32, dense or CSR. prior_I: training counts scaled to at most 1e-4, so that popularity
+    decides where the history says nothing: for an empty history, and among items it does not reach.
     """
 
     weights_II: np.ndarray | sp.csr_matrix
+    prior_I: np.ndarray
+
+    @abstractmethod
+    def weights(self, users_UI: sp.csr_matrix) -> np.ndarray | sp.csr_matrix:
+        """W from the binary user-item matrix."""
+
+    def fit(self, ctx: FitContext) -> None:
+        self.weights_II = self.weights(binary_matrix(ctx.train))
+        counts_I = ctx.train.item_counts()
+        self.prior_I = (1e-4 * counts_I / max(counts_I.max(), 1)).astype(np.float32)
 
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
-        self.check_width(width)
+        legal_width(width, self.widths)
         rows, items = queries.history.flat()
         scores_QI = _ones(rows, items, (len(queries), self.weights_II.shape[0])) @ self.weights_II
         if sp.issparse(scores_QI):
             scores_QI = scores_QI.toarray()
-        return pick(scores_QI.astype(np.float32, copy=False), candidates)
+        return pick((scores_QI + self.prior_I).astype(np.float32, copy=False), candidates)
 
     def state(self) -> dict[str, np.ndarray]:
         if not sp.issparse(self.weights_II):
-            return {"dense": self.weights_II}
+            return {"dense": self.weights_II, "prior": self.prior_I}
         return {
+            "prior": self.prior_I,
             "indptr": self.weights_II.indptr.astype(np.int64),
             "indices": self.weights_II.indices.astype(np.int32),
             "data": self.weights_II.data,
@@ -51,6 +64,7 @@ class ItemItemModel(Model[ConfigT]):
     @classmethod
     def from_state(cls, config: ConfigT, state: Mapping[str, np.ndarray]) -> Self:
         model = cls(config)
+        model.prior_I = state["prior"]
         if "dense" in state:
             model.weights_II = state["dense"]
         else:

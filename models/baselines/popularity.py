@@ -7,8 +7,8 @@ import numpy as np
 from pydantic import Field
 
 from recsys.config import Config
-from recsys.models.base import FitContext, Model, pick
-from recsys.schema import Form, Queries
+from recsys.models.base import FitContext, Model
+from recsys.schema import Form, Queries, legal_width, pick
 
 
 class PopularityConfig(Config):
@@ -34,7 +34,7 @@ class Popularity(Model[PopularityConfig]):
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
-        self.check_width(width)
+        legal_width(width, self.widths)
         return pick(np.broadcast_to(self.scores_I, (len(queries), len(self.scores_I))), candidates)
 
     def state(self) -> dict[str, np.ndarray]:

@@ -13,7 +13,11 @@ from recsys.errors import DataError
 from recsys.sources.base import Source, data_root, need
 
 _KNOWN = {
-    "beauty": ("amazon-s3rec/Beauty.txt", "amazon-s3rec/Beauty_items.parquet", "Amazon review data 2014, 5-core, S3-Rec"),
+    "beauty": (
+        "amazon-s3rec/Beauty.txt",
+        "amazon-s3rec/Beauty_items.parquet",
+        "Amazon review data 2014, 5-core, S3-Rec",
+    ),
     "sports": (
         "amazon-s3rec/Sports_and_Outdoors.txt",
         "amazon-s3rec/Sports_and_Outdoors_items.parquet",
@@ -48,10 +52,14 @@ class Sequences(Source):
 
     def _files(self) -> tuple[Path, Path | None]:
         if self.name is None:
-            return need(Path(self.path), "sequences"), None if self.items is None else need(Path(self.items), "items")
+            return need(Path(self.path), "sequences"), None if self.items is None else need(
+                Path(self.items), "items"
+            )
         root = data_root()
         if root is None:
-            raise DataError(f"{self.name} is not at hand", where="$RECSYS_DATA", fix="set it, or give data.path")
+            raise DataError(
+                f"{self.name} is not at hand", where="$RECSYS_DATA", fix="set it, or give data.path"
+            )
         sequences, items, _ = _KNOWN[self.name]
         return need(root / sequences, "sequences"), None if items is None else need(root / items, "items")
 
@@ -81,7 +89,9 @@ def read_sequences(path: Path) -> pl.DataFrame:
             try:
                 user, *sequence = map(int, line.split())
             except ValueError:
-                raise DataError(f"line {number} is {line[:40]!r}", where=path, expected="integers: user item item ...") from None
+                raise DataError(
+                    f"line {number} is {line[:40]!r}", where=path, expected="integers: user item item ..."
+                ) from None
             users.append(user)
             lengths.append(len(sequence))
             items.extend(sequence)
@@ -96,7 +106,9 @@ def read_items(path: Path) -> pl.DataFrame:
     frame = pl.read_parquet(path)
     if "categories_json" in frame.columns:
         names = [
-            None if text is None else list(dict.fromkeys(name for path in json.loads(text) for name in _path(path)))
+            None
+            if text is None
+            else list(dict.fromkeys(name for path in json.loads(text) for name in _path(path)))
             for text in frame["categories_json"].to_list()
         ]
         frame = frame.with_columns(pl.Series("category", names, pl.List(pl.String))).drop("categories_json")
