@@ -1,0 +1,48 @@
+# make demo   sets up .venv and runs the main job on MovieLens 100K
+# make test   sets up .venv and runs the tests
+# make check  lint and types; make base-only  the server in an environment without torch
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check base-only clean
+
+# torch goes first and alone, so that the build of your choice stays (CPU, CUDA)
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[train,encoders]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[train,encoders,notebooks,dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/recsys run movielens-100k
+
+test: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The base install alone must serve what the full one trained.
+.venv-base/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-base
+	.venv-base/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt .
+	@touch $@
+
+base-only: $(VENV)/.test .venv-base/.done
+	.venv-base/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	rm -rf build/base-only
+	$(BIN)/python tests/base_only.py make build/base-only
+	cd build/base-only && ../../.venv-base/bin/python ../../tests/base_only.py check .
+
+clean:
+	rm -rf $(VENV) .venv-base build dist *.egg-info
