@@ -19,6 +19,8 @@ class ExtractorConfig(Config):
 
     entity: Literal["item", "user"] = "item"
     """Whose content is encoded."""
+    required: bool = True
+    """Stop where no row has this modality; off = go on with every row absent."""
     hide: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of present rows made absent after extraction (seed: hide_seed), for missing-modality experiments."""
     hide_seed: Annotated[int, Field(ge=0)] = 0

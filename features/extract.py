@@ -48,7 +48,7 @@ def extract(
 ) -> tuple[FeatureTable, Summary]:
     """Encode every row of the entity's table that the store does not hold yet.
 
-    Raises FeatureError where no row has this modality.
+    Raises FeatureError where no row has this modality, unless the extractor's config says it is not required.
     """
     entity = extractor.config.entity
     rows = dataset.items if entity == "item" else dataset.scan("users").collect()
@@ -83,12 +83,14 @@ def extract(
         )
     present_E = np.array([row_hash in known for row_hash in hashes], bool)
     if not present_E.any():
-        raise FeatureError(
-            f"no {entity} has this modality",
-            where=f"features.{name}",
-            fix="leave the table out of the recipe",
-        )
-    width = len(next(iter(known.values())))
+        if extractor.config.required:
+            raise FeatureError(
+                f"no {entity} has this modality",
+                where=f"features.{name}",
+                fix=f"leave the table out of the recipe, or set features.{name}.required = false",
+            )
+        logger.warning("no %s has the modality %r: models see it as missing everywhere", entity, name)
+    width = len(next(iter(known.values()))) if known else 1
     values_EF = np.full((len(ids), width), np.nan, np.float32)
     for row in np.flatnonzero(present_E):
         values_EF[row] = known[hashes[row]]

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.errors import ModelError
 from recsys.schema import Dense
 
 
@@ -19,11 +18,11 @@ class Whitening:
     def fit(cls, table: Dense, fitted_I: np.ndarray, dims: int, *, floor: float = 1e-6) -> "Whitening":
         """From the rows that are present and in `fitted_I`; directions of next to no variance are dropped.
 
-        Raises ModelError where fewer than two such rows exist.
+        With fewer than two such rows there is nothing to tell apart: everything maps to one zero.
         """
         rows = table.values_EF[table.present_E & fitted_I].astype(np.float64)
         if len(rows) < 2:
-            raise ModelError("fewer than two training items have this modality", fix="leave the table out")
+            return cls(np.zeros(table.width, np.float32), np.zeros((table.width, 1), np.float32))
         mean_F = rows.mean(axis=0)
         values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False))
         order = np.argsort(-values)[:dims]

@@ -15,7 +15,7 @@ __version__ = version("recsys")
 _PUBLIC = {
     "Dataset": "recsys.dataset",
     "Split": "recsys.splits",
-    "SplitConfig": "recsys.splits",
+    "SplitConfig": "recsys.split_config",
     "make_split": "recsys.splits",
     "Protocol": "recsys.protocol",
     "Bundle": "recsys.bundle",

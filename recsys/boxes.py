@@ -61,10 +61,21 @@ class Line:
         self.boxes[name] = box
         return box
 
-    def run(self, started: Callable[[Box], None], finished: Callable[[Box, bool], None]) -> list[Box]:
-        """Make every missing box; returns those that were made. The callbacks are told of each box."""
+    def run(
+        self,
+        started: Callable[[Box], None],
+        finished: Callable[[Box, bool], None],
+        *,
+        until: str | None = None,
+    ) -> list[Box]:
+        """Make every missing box, up to and including the one named `until`; returns those that were made.
+
+        The callbacks are told of each box.
+        """
         made = []
-        for box in self.boxes.values():
+        names = list(self.boxes)
+        for name in names[: None if until is None else names.index(until) + 1]:
+            box = self.boxes[name]
             cached = box.done
             if not cached:
                 started(box)

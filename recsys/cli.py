@@ -3,11 +3,14 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from recsys.errors import ConfigError, RecsysError
+
+if TYPE_CHECKING:
+    from recsys.recipe import Recipe
 
 app = typer.Typer(
     name="recsys",
@@ -31,18 +34,23 @@ UriOption = Annotated[
 ]
 
 
+RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe by name, or a TOML file.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Your own prepared Dataset, in place of the recipe's.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.epochs=3")]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Seeds of looped models, e.g. 0,1,2")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+
+
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe by name, or a TOML file.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Your own prepared Dataset, in place of the recipe's.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key: --set train.epochs=3")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds of looped models, e.g. 0,1,2")] = None,
+    recipe: RecipeArgument,
+    data: DataOption = None,
+    set_: SetOption = None,
+    seeds: SeedsOption = None,
     out: OutOption = Path("runs"),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the boxes, cached or not, and stop.")
     ] = False,
@@ -57,20 +65,34 @@ def run(
 
       recsys run movielens-100k --data my-dataset --dry-run
     """
-    from recsys.recipe import load_recipe
-
-    chosen = load_recipe(
-        recipe,
-        set_ or [],
-        data=None if data is None else str(data),
-        seeds=None if seeds is None else _seeds(seeds),
-    )
+    chosen = _recipe(recipe, data, set_, seeds)
     from recsys import present
 
     if dry_run:
         present.dry_run(chosen, out, device)
     else:
         present.run(chosen, out, device)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    data: DataOption = None,
+    set_: SetOption = None,
+    seeds: SeedsOption = None,
+    out: OutOption = Path("runs"),
+    device: DeviceOption = "cpu",
+) -> None:
+    """Fit a recipe's models and compare them on validation; test data is not looked at.
+
+    `recsys run` with the same recipe goes on from there.
+
+    Example: recsys train movielens-100k --set models.fmrlrec.dropout=0.4
+    """
+    chosen = _recipe(recipe, data, set_, seeds)
+    from recsys import present
+
+    present.train(chosen, out, device)
 
 
 @data_app.command("list")
@@ -185,7 +207,7 @@ def similar(
 def serve(
     bundle: BundleArgument,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 = any free one.")] = 8000,
     state: Annotated[Path | None, typer.Option(help="SQLite file of live events; default: memory.")] = None,
     clock: Annotated[str, typer.Option(help="now, or data: start at the bundle's last event.")] = "now",
     tracking_uri: UriOption = None,
@@ -203,8 +225,11 @@ def serve(
     from recsys.serving import api
 
     folder = _bundle(bundle, tracking_uri)
-    typer.echo(f"serving {folder} on http://{host}:{port} (docs at /docs)", err=True)
-    api.serve(folder, host=host, port=port, state=state, clock=clock)
+
+    def listening(url: str) -> None:
+        typer.echo(f"serving {folder} on {url} (docs at {url}/docs)", err=True)
+
+    api.serve(folder, host=host, port=port, state=state, clock=clock, listening=listening)
 
 
 @app.command()
@@ -227,6 +252,17 @@ def doctor() -> None:
     from recsys import present
 
     present.doctor()
+
+
+def _recipe(name: str, data: Path | None, assignments: list[str] | None, seeds: str | None) -> "Recipe":
+    from recsys.recipe import load_recipe
+
+    return load_recipe(
+        name,
+        assignments,
+        data=None if data is None else str(data),
+        seeds=None if seeds is None else _seeds(seeds),
+    )
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -1,20 +1,16 @@
 """How each split method assigns the rows of a log to parts."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from recsys.errors import SplitError
 from recsys.schema import Log
-
-if TYPE_CHECKING:
-    from recsys.splits import SplitConfig
+from recsys.split_config import SplitConfig
 
 _DEFAULT_CUTS = {"staged": (0.7, 0.8, 0.9)}
 
 
 def assign_parts(
-    log: Log, time_hi_N: np.ndarray | None, config: "SplitConfig", *, has_time: bool
+    log: Log, time_hi_N: np.ndarray | None, config: SplitConfig, *, has_time: bool
 ) -> tuple[np.ndarray, dict]:
     """(part number of every row as int8, -1 = dropped; facts to store with the split)."""
     cuts = config.cuts or _DEFAULT_CUTS.get(config.method, (0.8, 0.9))

@@ -10,12 +10,12 @@ from typing import Protocol as Interface
 import numpy as np
 import polars as pl
 
+from recsys.candidates import Candidates
 from recsys.errors import EvaluationError
 from recsys.files import new_folder, write_json
 from recsys.metrics import list_metrics, query_metrics, target_ranks, top_k
 from recsys.progress import track
 from recsys.protocol import Key, Mask, Protocol, parse_metric
-from recsys.rankings import Candidates
 from recsys.schema import Dense, Queries, Ragged
 from recsys.slices import pools, query_slices, target_slices
 from recsys.splits import EvalQueries, Split

@@ -30,6 +30,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write beside, flush to disk, rename."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
+        os.fchmod(handle, 0o644)  # a temporary file starts out readable by its owner alone
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()

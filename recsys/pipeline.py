@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recsys import steps
+from recsys import fitting, steps
 from recsys.boxes import Box, Line, sweep
 from recsys.features.extract import make_extractor
 from recsys.files import locked
@@ -51,7 +51,7 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
     tables = {name: _features(line, name, recipe.features[name], data) for name in recipe.features}
     fits = _fits(line, recipe, split, tables, device)
     select = line.add(
-        "select", lambda box: steps.make_selection(box, fits), {}, {fit.box.name: fit.box for fit in fits}
+        "select", lambda box: fitting.make_selection(box, fits), {}, {fit.box.name: fit.box for fit in fits}
     )
     final = (
         [_refit(line, fit, recipe.select.refit, split, tables) for fit in fits]
@@ -68,7 +68,7 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
     bundle = line.add(
         "bundle",
         lambda box: steps.make_bundle(
-            box, recipe, steps.selected_fit(final, select), data, split, tables, steps.run_id_of(mlflow_run)
+            box, recipe, fitting.selected_fit(final, select), data, split, tables, steps.run_id_of(mlflow_run)
         ),
         recipe.bundle.model_dump(mode="json"),
         {"select": select} | models,
@@ -102,42 +102,49 @@ def _features(line: Line, name: str, table: Mapping, data: Box) -> Box:
     )
 
 
-def _fits(line: Line, recipe: Recipe, split: Box, tables: Mapping[str, Box], device: str) -> list[steps.Fit]:
+def _fits(
+    line: Line, recipe: Recipe, split: Box, tables: Mapping[str, Box], device: str
+) -> list[fitting.Fit]:
     """One fit per model and seed; a closed-form model does not depend on the seed and is fitted once."""
     fits = []
     for name, (kind, settings, train) in model_tables(recipe).items():
         model_class = load_class(kind, MODELS, Model)
-        config = steps.model_config(model_class, settings, name, set(tables))
+        config = fitting.model_config(model_class, settings, name, set(tables))
         for seed in recipe.seeds if model_class.looped else recipe.seeds[:1]:
-            job = steps.Job(name, kind, config, train, seed, device)
+            job = fitting.Job(name, kind, config, train, seed, device)
             fits.append(_fit(line, f"fit.{name}.seed{seed}", job, split, tables, {}))
     return fits
 
 
 def _fit(
-    line: Line, box_name: str, job: steps.Job, split: Box, tables: Mapping[str, Box], extra: Mapping[str, Box]
-) -> steps.Fit:
-    used = {table: tables[table] for table in steps.tables_of(job.config)}
+    line: Line,
+    box_name: str,
+    job: fitting.Job,
+    split: Box,
+    tables: Mapping[str, Box],
+    extra: Mapping[str, Box],
+) -> fitting.Fit:
+    used = {table: tables[table] for table in fitting.tables_of(job.config)}
     box = line.add(
         box_name,
-        lambda box: steps.make_fit(box, job, split, used, extra.get("selected")),
+        lambda box: fitting.make_fit(box, job, split, used, extra.get("selected")),
         job.settings(),
         {"split": split} | used | extra,
         version=load_class(job.kind, MODELS, Model).version,
     )
-    return steps.Fit(job, box)
+    return fitting.Fit(job, box)
 
 
 def _refit(
-    line: Line, fit: steps.Fit, parts: tuple[str, ...], split: Box, tables: Mapping[str, Box]
-) -> steps.Fit:
+    line: Line, fit: fitting.Fit, parts: tuple[str, ...], split: Box, tables: Mapping[str, Box]
+) -> fitting.Fit:
     """The same model on more rows, its number of epochs taken from the fit that selection looked at."""
     train = fit.job.train.model_copy(update={"fit_parts": parts})
     job = replace(fit.job, train=train)
     return _fit(line, f"re{fit.box.name}", job, split, tables, {"selected": fit.box})
 
 
-def _test(line: Line, recipe: Recipe, fit: steps.Fit, split: Box, tables: Mapping[str, Box]) -> Box:
+def _test(line: Line, recipe: Recipe, fit: fitting.Fit, split: Box, tables: Mapping[str, Box]) -> Box:
     return line.add(
         f"test.{fit.job.name}.seed{fit.job.seed}",
         lambda box: steps.make_test(box, recipe.evaluate, fit, split, tables),
@@ -158,14 +165,38 @@ def run(
 
     started(box), finished(box, cached) are told of each box. Raises LockedError, ConfigError, DataError, ...
     """
-    root = Path(root)
+    result = _walk(recipe, Path(root), device, started, finished, None)
+    _point_to(Path(root) / recipe.name, result)
+    return result
+
+
+def train(
+    recipe: Recipe,
+    root: str | Path = "runs",
+    *,
+    device: str = "cpu",
+    started: Callable[[Box], None] = lambda box: None,
+    finished: Callable[[Box, bool], None] = lambda box, cached: None,
+) -> dict[str, list[float]]:
+    """The line up to the selection: validation metric of every model, one value a seed. Test data is not looked at;
+    a later `run` of the recipe goes on from here."""
+    result = _walk(recipe, Path(root), device, started, finished, "select")
+    return json.loads((result.boxes["select"].folder / "selected.json").read_text())["seeds"]
+
+
+def _walk(
+    recipe: Recipe,
+    root: Path,
+    device: str,
+    started: Callable[[Box], None],
+    finished: Callable[[Box, bool], None],
+    until: str | None,
+) -> RunResult:
     with locked(root):
         sweep(root)
         line = plan(recipe, root, device=device)
-        made = line.run(started, finished)
-        result = RunResult(recipe, line.boxes, tuple(box.name for box in made))
-        _point_to(root / recipe.name, result)
-    return result
+        made = line.run(started, finished, until=until)
+    return RunResult(recipe, line.boxes, tuple(box.name for box in made))
 
 
 def _point_to(folder: Path, result: RunResult) -> None:

@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,19 +33,7 @@ def run(recipe: "Recipe", root: Path, device: str) -> None:
     from recsys.report import Report
 
     began = time.monotonic()
-    clock: dict[str, float] = {}
-
-    def started(box: "Box") -> None:
-        clock[box.name] = time.monotonic()
-        err.print(f"[dim]...[/] {box.name}")
-
-    def finished(box: "Box", cached: bool) -> None:
-        seconds = "unchanged" if cached else f"{time.monotonic() - clock[box.name]:.1f} s"
-        err.print(f"[green]ok[/]  {box.name} [dim]({seconds})[/]")
-        if box.name == "data" and not cached:
-            _licence(Dataset.open(box.folder))
-
-    result = walk(recipe, root, device=device, started=started, finished=finished)
+    result = walk(recipe, root, device=device, **_told())
     report = Report.load(result.report)
     if not result.made:
         out.print(f"Nothing to do: all {len(result.boxes)} boxes of {recipe.name} are up to date.")
@@ -60,6 +48,36 @@ def run(recipe: "Recipe", root: Path, device: str) -> None:
         out.print(f"MLflow  run {tracked['run_id']}, model {tracked['model']} version {tracked['version']}")
     if result.made:
         out.print(f"{len(result.made)} of {len(result.boxes)} boxes made in {time.monotonic() - began:.0f} s")
+
+
+def train(recipe: "Recipe", root: Path, device: str) -> None:
+    """Fit and compare on validation alone."""
+    from recsys.pipeline import train as walk
+
+    scores = walk(recipe, root, device=device, **_told())
+    table = Table(title=f"validation, {recipe.train.monitor.metric}; test data was not looked at")
+    for heading in ("model", "mean over seeds", "each seed"):
+        table.add_column(heading)
+    for name, values in sorted(scores.items(), key=lambda entry: -float(np.mean(entry[1]))):
+        table.add_row(name, f"{np.mean(values):.4f}", ", ".join(f"{value:.4f}" for value in values))
+    out.print(table)
+
+
+def _told() -> dict[str, Callable]:
+    """Callbacks that print a line as each box begins and ends."""
+    clock: dict[str, float] = {}
+
+    def started(box: "Box") -> None:
+        clock[box.name] = time.monotonic()
+        err.print(f"[dim]...[/] {box.name}")
+
+    def finished(box: "Box", cached: bool) -> None:
+        seconds = "unchanged" if cached else f"{time.monotonic() - clock[box.name]:.1f} s"
+        err.print(f"[green]ok[/]  {box.name} [dim]({seconds})[/]")
+        if box.name == "data" and not cached:
+            _licence(Dataset.open(box.folder))
+
+    return {"started": started, "finished": finished}
 
 
 def _licence(dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, shown only for what takes longer than two seconds."""
+"""Progress on standard error: a bar for what takes longer than two seconds, in a terminal only."""
 
 import sys
 import time
@@ -10,8 +10,8 @@ _PATIENCE_SECONDS = 2.0
 
 
 def track(steps: Iterable[T], label: str, *, enabled: bool = True, total: int | None = None) -> Iterator[T]:
-    """Iterate with a bar that appears once two seconds have passed."""
-    if not enabled:
+    """Iterate with a bar that appears once two seconds have passed; none where stderr is a file or a pipe."""
+    if not enabled or not sys.stderr.isatty():
         yield from steps
         return
     from rich.console import Console

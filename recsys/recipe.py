@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from recsys.config import Config, override, parse, read_recipe
 from recsys.errors import ConfigError
 from recsys.protocol import Protocol
-from recsys.splits import SplitConfig
+from recsys.split_config import SplitConfig
 from recsys.train_config import TrainConfig
 
 

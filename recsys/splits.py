@@ -8,75 +8,21 @@ parts it may learn from and nothing else.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
-from pydantic import Field, field_validator, model_validator
 
 from recsys import schema
 from recsys.cutting import assign_parts
 from recsys.dataset import Dataset
 from recsys.errors import SplitError
 from recsys.files import digest, new_folder, write_json
-from recsys.filtering import Filtering, filtered
+from recsys.filtering import filtered
 from recsys.schema import Log, Queries, Ragged
+from recsys.split_config import SplitConfig
 
 VERSION = 1
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-class SplitConfig(Filtering):
-    """How a Dataset becomes parts. Later parts are never seen by `fit`."""
-
-    method: Literal[
-        "leave_last_out", "global_time", "user_ratio", "random", "item_cold", "user_cold", "staged"
-    ] = "global_time"
-    """leave_last_out: a user's last row is test, the one before valid. global_time: everything after a moment
-    (natural cold items and users). user_ratio: the last fractions of each user. random: rows at random.
-    item_cold: whole items held out by identity. user_cold: whole users held out, their first `shots` rows given.
-    staged: train | ranker | valid | test at three moments, for a ranker on top of generators."""
-    cuts: tuple[float | int, ...] = ()
-    """Where later parts begin, ascending: shares of rows in (0, 1), or UTC seconds (integers). Two for
-    global_time, user_ratio and random (default 0.8, 0.9), three for staged (default 0.7, 0.8, 0.9)."""
-    holdout: Fraction = 0.1
-    """Share of items (item_cold) or users (user_cold) held out for valid, and as many again for test."""
-    warm_holdout: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    """item_cold only: share of the remaining rows held out for valid, and as many for test, at random: they
-    make the warm pool."""
-    shots: Annotated[int, Field(ge=0)] = 3
-    """user_cold only: rows of a held-out user that stand in the input history."""
-    queries: Literal["user", "event"] = "user"
-    """user: one query per user and part. event: one per held-out row (rolling; its history includes
-    the user's earlier rows of the same part)."""
-    catalogue: Literal["interacted", "listed", "train"] = "interacted"
-    """Items that are ranked: interacted = with an interaction after filtering; listed = every row of the items
-    table; train = seen in train (a target outside is a miss and is counted)."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of random, item_cold and user_cold."""
-
-    @field_validator("cuts")
-    @classmethod
-    def _ascending(cls, cuts):
-        if any(later <= earlier for earlier, later in pairwise(cuts)):
-            raise ValueError("cuts ascending")
-        return cuts
-
-    @model_validator(mode="after")
-    def _count(self):
-        wanted = {"global_time": 2, "user_ratio": 2, "random": 2, "staged": 3}.get(self.method, 0)
-        if self.cuts and len(self.cuts) != wanted:
-            raise ValueError(f"{wanted} cuts for method {self.method}")
-        if self.method in ("user_ratio", "random") and any(cut >= 1 for cut in self.cuts):
-            raise ValueError("cuts as shares in (0, 1) for this method")
-        return self
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        extra = {"staged": "ranker", "user_cold": "support"}.get(self.method)
-        return ("train", extra, "valid", "test") if extra else ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -249,8 +195,8 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
     rows = rows.sort(ordering, maintain_order=True)
     time = rows[schema.TIME if dataset.has_time else schema.ORDER].to_numpy()
     log = make_log(
-        _index(rows[schema.USER], user_ids),
-        _index(rows[schema.ITEM], listed),
+        positions(rows[schema.USER], user_ids),
+        positions(rows[schema.ITEM], listed),
         time.astype(np.int64),
         rows[schema.WEIGHT].to_numpy(),
         len(user_ids),
@@ -283,8 +229,8 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
     return Split(config, dataset.fingerprint, user_ids, listed, log, part_N, facts)
 
 
-def _index(values: pl.Series, ids: pl.Series) -> np.ndarray:
-    """Position of each value in the sorted ids."""
+def positions(values: pl.Series, ids: pl.Series) -> np.ndarray:
+    """Position of each value in `ids`, -1 where it is not among them; both of one type."""
     table = pl.DataFrame({"id": ids, "index": np.arange(len(ids))})
     joined = values.to_frame("id").join(table, on="id", how="left", maintain_order="left")
-    return joined["index"].to_numpy().astype(np.int64)
+    return joined["index"].fill_null(-1).to_numpy().astype(np.int64)

@@ -24,14 +24,14 @@ from recsys.train_config import TrainConfig
 class Progress:
     """Where training stands: what a checkpoint keeps beside weights and optimiser.
 
-    losses: those of the steps done in the running epoch. history: one entry per finished epoch.
+    sums: loss and its parts, summed over the steps done in the running epoch. history: one entry per finished epoch.
     """
 
     epoch: int = 0
     step: int = 0
     best_epoch: int = -1
     best_metric: float | None = None
-    losses: list[float] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
     def stale(self) -> int:
@@ -94,7 +94,8 @@ def fit(
                     f"loss is {loss.item()} at epoch {at.epoch + 1}, step {step}", where=parts
                 )
             accelerator.backward(loss / config.accumulate)
-            at.losses.append(loss.item())
+            for name, value in {"loss": loss.item(), **parts}.items():
+                at.sums[name] = at.sums.get(name, 0.0) + value
             if (step + 1) % config.accumulate == 0 or step + 1 == per_epoch:
                 norm = accelerator.clip_grad_norm_(module.parameters(), config.clip)
                 if not torch.isfinite(norm):
@@ -110,10 +111,8 @@ def fit(
                 if checkpoint and (step + 1) % config.checkpoint_steps == 0:
                     at.step = step + 1
                     checkpoint.save(asdict(at))
-        metrics = {
-            "loss": float(np.mean(at.losses)),
-            "seconds": time.monotonic() - started,
-        }
+        metrics = {name: total / per_epoch for name, total in at.sums.items()}
+        metrics["seconds"] = time.monotonic() - started
         if ctx.validate is not None:
             metrics["valid"] = ctx.validate(model)
         if ctx.validate is None or at.best_metric is None or metrics["valid"] > at.best_metric:
@@ -121,7 +120,7 @@ def fit(
             best = {name: value.detach().cpu().clone() for name, value in model.module.state_dict().items()}
         at.history.append(metrics)
         log(metrics, at.epoch)
-        at.epoch, at.step, at.losses = at.epoch + 1, 0, []
+        at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
         if checkpoint:
             checkpoint.save(asdict(at), best if at.best_epoch == at.epoch - 1 else None)
     model.module.load_state_dict(best)
