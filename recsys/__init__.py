@@ -18,10 +18,13 @@ _PUBLIC = {
     "SplitConfig": "recsys.split_config",
     "make_split": "recsys.splits",
     "Protocol": "recsys.protocol",
+    "load_recipe": "recsys.recipe",
+    "run": "recsys.pipeline",
+    "Report": "recsys.report",
     "Bundle": "recsys.bundle",
+    "Query": "recsys.serving.engine",
     "RankingEngine": "recsys.serving.engine",
     "RecsysError": "recsys.errors",
-    "run": "recsys.pipeline",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -96,13 +96,21 @@ def masked_items(
         seen = history if mask == "history" else history.tail(window)
     rows, items = seen.flat()
     if repeat_targets == "keep":
-        own = np.isin(_cells(rows, items), _cells(*asked.targets.flat()))
+        own = _among(_cells(rows, items), _cells(*asked.targets.flat()))
         rows, items = rows[~own], items[~own]
     return rows, items
 
 
 def _cells(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
     return rows * (1 << 32) + items
+
+
+def _among(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """np.isin by a sorted search: several times as quick where one side is short."""
+    if not len(keys):
+        return np.zeros(values.shape, bool)
+    keys = np.sort(keys)
+    return keys[np.minimum(np.searchsorted(keys, values), len(keys) - 1)] == values
 
 
 def ranked_batches(
@@ -133,7 +141,8 @@ def ranked_batches(
             lists_from = candidates.rows(part.query_id_Q)
             scores = np.array(scorer.score(part.queries, lists_from, width), np.float32)
             scores[lists_from < 0] = -np.inf
-            scores[np.isin(_cells(np.arange(len(part))[:, None], lists_from), _cells(rows, items))] = -np.inf
+            shown = _cells(np.arange(len(part))[:, None], lists_from)
+            scores[_among(shown, _cells(rows, items))] = -np.inf
             columns = candidates.columns(lists_from, part.targets)
         ranks = target_ranks(scores, columns)
         lists = top_k(scores, list_depth) if list_depth else None
@@ -276,7 +285,7 @@ def _facts(
         "targets": len(targets),
         "catalogue": split.num_items,
         "targets_outside": int((ranked.items_T < 0).sum()),
-        "targets_repeated": int(np.isin(targets, history).sum()),
+        "targets_repeated": int(_among(targets, history).sum()),
         "empty_histories": int((asked.queries.history.lengths == 0).sum()),
     }
 

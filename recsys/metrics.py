@@ -83,19 +83,25 @@ def query_metrics(
 
 
 def top_k(scores_QC: np.ndarray, k: int) -> np.ndarray:
-    """[Q, k] best columns, best first, equal scores by lower column; -1 where fewer are eligible."""
-    k = min(k, scores_QC.shape[1])
-    part = np.argpartition(-scores_QC, k - 1, axis=1)[:, :k]
-    threshold = np.take_along_axis(scores_QC, part, axis=1).min(axis=1)
-    out_QK = np.empty((len(scores_QC), k), np.int64)
-    for row, least in enumerate(threshold):
-        enough = (
-            np.flatnonzero(scores_QC[row] >= least)
-            if least > -np.inf
-            else np.flatnonzero(scores_QC[row] > least)
-        )
-        best = enough[np.argsort(-scores_QC[row, enough], kind="stable")][:k]
-        out_QK[row] = np.pad(best, (0, k - len(best)), constant_values=-1)
+    """[Q, k] best columns, best first, equal scores by lower column; -1 where fewer are eligible.
+
+    The columns are dealt into stripes; the k-th best of the stripes' maxima bounds the k-th best score from below, so
+    one pass for the maxima and one comparison leave a few columns a row to be sorted, ties included.
+    """
+    queries, columns = scores_QC.shape
+    k = min(k, columns)
+    stripes = max(columns // 64, min(4 * k, columns))
+    deep = columns // stripes
+    maxima_QS = scores_QC[:, : deep * stripes].reshape(queries, deep, stripes).max(axis=1)
+    bound_Q = np.partition(maxima_QS, stripes - k, axis=1)[:, stripes - k]
+    eligible_Q = np.maximum(bound_Q, np.finfo(scores_QC.dtype).min)  # -inf is never eligible
+    rows, found = np.divmod(np.flatnonzero(scores_QC >= eligible_Q[:, None]), columns)
+    order = np.lexsort((found, -scores_QC[rows, found], rows))
+    rows, found = rows[order], found[order]
+    places = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
+    out_QK = np.full((queries, k), -1, np.int64)
+    kept = places < k
+    out_QK[rows[kept], places[kept]] = found[kept]
     return out_QK
 
 

@@ -106,6 +106,19 @@ def test_top_k_is_a_stable_sort(batch, k):
         assert [item for item in found if item >= 0] == expected
 
 
+@pytest.mark.parametrize("columns", [63, 64, 65, 500, 1283])
+@pytest.mark.parametrize("levels", [1, 3, 40, 100_000])  # few levels: ties everywhere, also at the k-th place
+def test_top_k_over_many_columns(columns, levels):
+    rng = np.random.default_rng(columns * levels)
+    scores = rng.integers(levels, size=(5, columns)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.2] = -INF
+    scores[4] = -INF
+    for k in (1, 10, columns):
+        expected = np.lexsort((np.broadcast_to(np.arange(columns), scores.shape), -scores), axis=1)[:, :k]
+        eligible = np.take_along_axis(scores, expected, axis=1) > -INF
+        assert np.array_equal(top_k(scores, k), np.where(eligible, expected, -1))
+
+
 def test_list_metrics_by_hand():
     counts = np.array([6, 2, 0, 0])
     tables = {
