@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from recsys import schema
@@ -55,12 +57,13 @@ def train(recipe: "Recipe", root: Path, device: str) -> None:
     from recsys.pipeline import train as walk
 
     scores = walk(recipe, root, device=device, **_told())
-    table = Table(title=f"validation, {recipe.train.monitor.metric}; test data was not looked at")
+    table = Table(title=f"validation {recipe.train.monitor.metric}")
     for heading in ("model", "mean over seeds", "each seed"):
         table.add_column(heading)
     for name, values in sorted(scores.items(), key=lambda entry: -float(np.mean(entry[1]))):
         table.add_row(name, f"{np.mean(values):.4f}", ", ".join(f"{value:.4f}" for value in values))
     out.print(table)
+    out.print("Chosen on validation alone: test data was not looked at.")
 
 
 def _told() -> dict[str, Callable]:
@@ -81,10 +84,10 @@ def _told() -> dict[str, Callable]:
 
 
 def _licence(dataset: Dataset) -> None:
-    err.print(f"    source: {dataset.manifest['source']}", soft_wrap=True)
-    err.print(f"    licence: {dataset.manifest['licence']}", soft_wrap=True)
+    err.print(f"    source: {escape(dataset.manifest['source'])}", soft_wrap=True)
+    err.print(f"    licence: {escape(dataset.manifest['licence'])}", soft_wrap=True)
     if dataset.licence_text:
-        err.print(f"    its text is kept in {dataset.path / 'LICENCE.txt'}", soft_wrap=True)
+        err.print(f"    its text is kept in {escape(str(dataset.path / 'LICENCE.txt'))}", soft_wrap=True)
 
 
 def _example(engine: RankingEngine) -> None:
@@ -95,7 +98,9 @@ def _example(engine: RankingEngine) -> None:
     user = engine.bundle.users[schema.USER][row]
     last = [engine.item_ids[index] for index in engine.bundle.histories[row][::-1][:10].tolist()]
     ranked = engine.recommend(Query(user_id=user), min(10, len(engine.item_ids)))
-    table = Table(title=f"user {user}: the newest of {lengths[row]} events, and what is recommended")
+    table = Table(
+        title=f"user {escape(str(user))}: the newest of {lengths[row]} events, and what is recommended"
+    )
     for heading in ("", "history, newest first", "recommended", "score"):
         table.add_column(heading)
     for place in range(max(len(last), len(ranked.items))):
@@ -108,13 +113,13 @@ def _example(engine: RankingEngine) -> None:
 
 def _name(engine: RankingEngine, item_id: int | str) -> str:
     title = engine.titles[engine.index_of[item_id]]
-    return str(item_id) if title is None else f"{title} [{item_id}]".replace("[", r"\[")
+    return escape(str(item_id) if title is None else f"{title} [{item_id}]")
 
 
 def dry_run(recipe: "Recipe", root: Path, device: str) -> None:
     from recsys.pipeline import plan
 
-    table = Table(title=f"boxes of {recipe.name}")
+    table = Table(title=f"boxes of {escape(recipe.name)}")
     for heading in ("box", "key", "state"):
         table.add_column(heading)
     for box in plan(recipe, root, device=device).boxes.values():
@@ -133,9 +138,9 @@ def sources() -> None:
 def inspect(dataset: Dataset) -> None:
     from recsys.sources.describe import describe
 
-    table = Table(title=str(dataset.path), show_header=False)
+    table = Table(title=escape(str(dataset.path)), show_header=False)
     for name, value in describe(dataset):
-        table.add_row(name, value)
+        table.add_row(escape(name), escape(value))
     out.print(table)
 
 
@@ -151,27 +156,29 @@ def recommend(
     else:
         items = [id_from_text(engine, "item", text.strip()) for text in history.split(",") if text.strip()]
         query = Query(history=items, width=width)
-    _print_ranked(
-        engine, engine.recommend(query, k), f"recommended for {'user ' + user if user else 'this history'}"
-    )
+    whom = "this history" if user is None else f"user {escape(user)}"
+    _print_ranked(engine.recommend(query, k), f"recommended for {whom}")
 
 
 def similar(engine: RankingEngine, item: str, k: int) -> None:
     item_id = id_from_text(engine, "item", item)
     ranked = engine.similar(item_id, k)
-    _print_ranked(engine, ranked, f"like {_name(engine, item_id)}")
+    _print_ranked(ranked, f"like {_name(engine, item_id)}")
 
 
-def _print_ranked(engine: RankingEngine, ranked: Ranked, title: str) -> None:
+def _print_ranked(ranked: Ranked, title: str) -> None:
+    """title: markup."""
     if ranked.unknown_items:
-        err.print(f"not in the catalogue: {', '.join(map(str, ranked.unknown_items))}")
+        strangers = escape(", ".join(map(str, ranked.unknown_items)))
+        err.print(f"not in the catalogue: {strangers}", soft_wrap=True)
     if ranked.fallback:
         err.print("nothing is known of this user: the most popular items")
     table = Table(title=title)
     for heading in ("", "item", "title", "score"):
         table.add_column(heading)
     for place, item in enumerate(ranked.items, start=1):
-        table.add_row(str(place), str(item.item_id), item.title or "", f"{item.score:.4f}")
+        cells = (escape(str(item.item_id)), escape(item.title or ""), f"{item.score:.4f}")
+        table.add_row(str(place), *cells)
     out.print(table)
 
 
@@ -183,6 +190,8 @@ def recommend_all(engine: RankingEngine, to: Path, k: int, width: int | None) ->
         raise ConfigError(
             "the bundle holds no users", where=engine.bundle.path, fix="run with bundle.histories > 0"
         )
+    if to.is_dir() or not os.access(to.parent, os.W_OK):  # before the work, not after it
+        raise ConfigError("cannot write here", where=to, expected="a file name in a folder that is there")
     rows: list[tuple] = []
     users = engine.bundle.users[schema.USER].to_list()
     for user in track(users, "recommending", total=len(users)):
@@ -198,7 +207,7 @@ def recommend_all(engine: RankingEngine, to: Path, k: int, width: int | None) ->
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
     write_bytes(to, buffer.getvalue())
-    out.print(f"{len(users)} lists of {k} in {to}", soft_wrap=True)
+    out.print(f"{len(users)} lists of {k} in {escape(str(to))}", soft_wrap=True)
 
 
 def evaluate(bundle: Path, split_folder: Path, part: str, settings: list[str], root: Path) -> None:
@@ -223,6 +232,7 @@ def evaluate(bundle: Path, split_folder: Path, part: str, settings: list[str], r
         table.add_row(key, interval(entry), str(entry["n"]))
     out.print(table)
     if part == "test":
+        root.mkdir(parents=True, exist_ok=True)
         entry = {"bundle": opened.id, "split": split.id, "protocol": protocol.id, "report": "recsys evaluate"}
         out.print(f"look {write_look(root / 'ledger.jsonl', entry)} at this test set")
 

@@ -9,8 +9,10 @@ from pydantic import PrivateAttr
 
 from recsys.dataset import Dataset
 from recsys.errors import DataError
+from recsys.normalise import reading
 from recsys.sources.base import Source, data_root, find, need
 from recsys.sources.obtain import movielens_100k
+from recsys.sources.reading import need_columns
 from recsys.sources.recbole import read_atomic
 
 _LICENCE = """MovieLens data is made available by the GroupLens research group at the University of Minnesota for
@@ -111,18 +113,24 @@ class MovieLens(Source):
 
     def prepare(self, out: Path) -> Dataset:
         files = self._files()
-        ratings = self._ratings(files["ratings"])
-        movies = self._movies(files["movies"])
+        users = None
+        with reading(files["ratings"]):
+            ratings = self._ratings(files["ratings"])
+        with reading(files["movies"]):
+            movies = self._movies(files["movies"])
+        if "users" in files:
+            with reading(files["users"]):
+                users = self._users(files["users"])
         if "plots" in files:
             plots = pl.read_parquet(files["plots"]).rename({"movie_id": "movieId"}, strict=False)
             plots = plots.select(
                 pl.col("movieId").cast(pl.Int64).alias("item_id"), pl.col("plot").alias("text")
             )
-            movies = movies.join(plots, on="item_id", how="left")
+            movies = movies.join(plots, on="item_id", how="left", maintain_order="left")
         if "posters" in files:
             index = pl.read_csv(files["posters"], columns=["movieId", "file"])
             posters = index.select(pl.col("movieId").alias("item_id"), pl.col("file").alias("image_path"))
-            movies = movies.join(posters, on="item_id", how="left")
+            movies = movies.join(posters, on="item_id", how="left", maintain_order="left")
         licence = _LICENCE
         for name in ("GROUPLENS_README.txt", "README.txt", "README"):
             if (files["ratings"].parent / name).is_file():
@@ -132,12 +140,13 @@ class MovieLens(Source):
             out,
             ratings,
             movies,
-            self._users(files["users"]) if "users" in files else None,
+            users,
             name=f"movielens-{self.variant}",
             source=self._origin,
             licence="GroupLens: research use, no redistribution without permission, cite Harper & Konstan 2015",
             licence_text=licence,
             media_root=files["posters"].parent if "posters" in files else None,
+            origins={"interactions": files["ratings"]},
         )
 
     def _ratings(self, path: Path) -> pl.LazyFrame | pl.DataFrame:
@@ -145,28 +154,27 @@ class MovieLens(Source):
         if path.suffix == ".parquet":
             return _restored_1m(path, self.rated_five)
         if path.suffix == ".inter":
-            return (
-                read_atomic(path)
-                .rename({"rating": "weight"})
-                .with_columns(*_integers("user_id", "item_id", "timestamp"))
+            frame = read_atomic(path)
+            need_columns(frame.lazy(), ["user_id", "item_id", "rating", "timestamp"], path)
+            return frame.rename({"rating": "weight"}).with_columns(
+                *_integers("user_id", "item_id", "timestamp")
             )
         if path.name == "u.data":
-            return pl.scan_csv(path, separator="\t", has_header=False, new_columns=names)
+            types = dict(zip(names, (pl.Int64, pl.Int64, pl.Float32, pl.Int64), strict=True))
+            return pl.scan_csv(path, separator="\t", has_header=False, schema=types)
         if path.suffix == ".dat":
-            frame = _double_colon(path, names)
+            # a character that no file holds makes the reader give whole lines, streamed
+            lines = pl.scan_csv(
+                path, separator="\x01", has_header=False, schema={"line": pl.String}, quote_char=None
+            )
+            frame = _double_colon(lines, path, names)
             return frame.with_columns(
                 *_integers("user_id", "item_id", "timestamp"), pl.col("weight").cast(pl.Float32)
             )
-        mapping = {"userId": "user_id", "movieId": "item_id", "rating": "weight"}
-        scan = pl.scan_csv(
-            path, schema_overrides={"userId": pl.Int64, "movieId": pl.Int64, "rating": pl.Float32}
-        )
-        missing = [name for name in (*mapping, "timestamp") if name not in scan.collect_schema()]
-        if missing:
-            raise DataError(
-                f"column {missing[0]!r} is missing", where=path, expected="userId, movieId, rating, timestamp"
-            )
-        return scan.rename(mapping)
+        types = {"userId": pl.Int64, "movieId": pl.Int64, "rating": pl.Float32, "timestamp": pl.Int64}
+        scan = pl.scan_csv(path, infer_schema=False, schema_overrides=types)
+        need_columns(scan, list(types), path)
+        return scan.rename({"userId": "user_id", "movieId": "item_id", "rating": "weight"})
 
     def _movies(self, path: Path) -> pl.DataFrame:
         if path.suffix == ".item" and path.name.startswith("ml-100k"):
@@ -183,53 +191,62 @@ class MovieLens(Source):
             )
         if path.name == "u.item":
             columns = ["item_id", "title", "released", "video", "url", *_GENRES_100K]
-            text = path.read_text(encoding="latin-1")
-            frame = pl.read_csv(
-                io.StringIO(text), separator="|", has_header=False, new_columns=columns, quote_char=None
-            )
+            types = {
+                name: pl.Int64 if name == "item_id" or name in _GENRES_100K else pl.String for name in columns
+            }
+            text = io.StringIO(path.read_text(encoding="latin-1"))
+            frame = pl.read_csv(text, separator="|", has_header=False, schema=types, quote_char=None)
             genres = pl.concat_list(
                 [pl.when(pl.col(genre) == 1).then(pl.lit(genre)) for genre in _GENRES_100K]
             )
             return frame.select("item_id", "title", genres.list.drop_nulls().alias("category"))
         if path.suffix == ".dat":
-            frame = _double_colon(path, ["item_id", "title", "genres"]).with_columns(*_integers("item_id"))
+            # GroupLens wrote the files of 1M in Latin-1 and those of 10M in UTF-8
+            lines = _lines(path, "latin-1" if self.variant == "1m" else "utf-8")
+            frame = _double_colon(lines, path, ["item_id", "title", "genres"]).collect()
         else:
-            frame = pl.read_csv(path, schema_overrides={"movieId": pl.Int64}).rename({"movieId": "item_id"})
+            frame = pl.read_csv(path, infer_schema=False)
+            need_columns(frame.lazy(), ["movieId", "title", "genres"], path)
+            frame = frame.rename({"movieId": "item_id"})
         genres = pl.when(pl.col("genres") != "(no genres listed)").then(pl.col("genres").str.split("|"))
-        return frame.select("item_id", "title", genres.alias("category"))
+        return frame.select(*_integers("item_id"), "title", genres.alias("category"))
 
     def _users(self, path: Path) -> pl.DataFrame:
-        if path.suffix == ".user":
+        if path.name == "ml-100k.user":
             return read_atomic(path).with_columns(*_integers("user_id", "age"))
+        columns = ["user_id", "age", "gender", "occupation", "zip_code"]
         if path.name == "u.user":
-            columns = ["user_id", "age", "gender", "occupation", "zip_code"]
-            return pl.read_csv(
-                path,
-                separator="|",
-                has_header=False,
-                new_columns=columns,
-                schema_overrides={"zip_code": pl.String},
-            )
-        frame = _double_colon(path, ["user_id", "gender", "age", "occupation", "zip_code"])
-        return frame.with_columns(*_integers("user_id", "age", "occupation"))
+            types = {name: pl.Int64 if name in ("user_id", "age") else pl.String for name in columns}
+            return pl.read_csv(path, separator="|", has_header=False, schema=types)
+        frame = _double_colon(
+            _lines(path, "latin-1"), path, ["user_id", "gender", "age", "occupation", "zip_code"]
+        )
+        return frame.with_columns(*_integers("user_id", "age", "occupation")).collect()
 
 
 def _integers(*names: str) -> list[pl.Expr]:
     return [pl.col(name).cast(pl.Int64) for name in names]
 
 
-def _double_colon(path: Path, names: list[str]) -> pl.DataFrame:
-    """`a::b::c` lines in Latin-1; no other reader takes a separator of two characters."""
-    lines = pl.Series("line", path.read_text(encoding="latin-1").splitlines())
-    parts = lines.str.split("::")
-    wrong = (parts.list.len() != len(names)).arg_true()
+def _lines(path: Path, encoding: str) -> pl.LazyFrame:
+    # not splitlines: it also cuts at characters that stand inside Latin-1 titles
+    return pl.LazyFrame({"line": path.read_text(encoding=encoding).split("\n")}, schema={"line": pl.String})
+
+
+def _double_colon(lines: pl.LazyFrame, path: Path, names: list[str]) -> pl.LazyFrame:
+    """`a::b::c` lines as columns of text; no other reader takes a separator of two characters."""
+    parts = pl.col("line").str.strip_chars_end("\r").str.split("::")
+    numbered = lines.with_row_index("number", offset=1).filter(pl.col("line").str.len_bytes() > 0)
+    counted = numbered.select("number", parts.list.len().alias("fields"))
+    wrong = counted.filter(pl.col("fields") != len(names)).head(1).collect(engine="streaming")
     if len(wrong):
         raise DataError(
-            f"line {wrong[0] + 1} has {parts.list.len()[wrong[0]]} fields",
+            f"line {wrong['number'][0]} has {wrong['fields'][0]} fields",
             where=path,
             expected=f"{len(names)}: {'::'.join(names)}",
+            fix="correct or remove the line",
         )
-    return pl.DataFrame({name: parts.list.get(place) for place, name in enumerate(names)})
+    return numbered.select(parts.list.get(place).alias(name) for place, name in enumerate(names))
 
 
 def _restored_1m(path: Path, rated_five: bool) -> pl.DataFrame:
