@@ -200,6 +200,7 @@ def evaluate(
     return evaluation_of(
         headline, split, part, asked, protocol, name, fit_parts,
         tables=tables, narrow=narrow, pooled=inside, length=None if candidates is None else candidates.length,
+        width=widths[-1],
     )  # fmt: skip
 
 
@@ -216,8 +217,10 @@ def evaluation_of(
     narrow: Mapping[int, Ranked] | None = None,
     pooled: Mapping[str, Ranked] | None = None,
     length: int | None = None,
+    width: int | None = None,
 ) -> Evaluation:
-    """Metrics, slices and intervals of ranks. narrow: by width; pooled: by pool; length: of candidate lists."""
+    """Metrics, slices and intervals of ranks. narrow: by width; pooled: by pool; length: of candidate lists;
+    width: the full one, that of the headline."""
     counts_I = split.fit_log(fit_parts).item_counts()
     tables = tables or {}
     by_slice: dict[str | None, Ranked] = {None: headline, **(pooled or {})}
@@ -235,7 +238,7 @@ def evaluation_of(
     for k in protocol.ks:
         for metric, value in list_metrics(headline.lists_QK[:, :k], counts_I, tables).items():
             lists[Key(part, metric, k, length)] = value
-    facts = _facts(split, part, protocol, asked, name, headline, fit_parts)
+    facts = _facts(split, part, protocol, asked, name, headline, fit_parts) | {"width": width}
     return _result(measured, lists, asked, protocol, facts)
 
 

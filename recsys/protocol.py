@@ -51,7 +51,7 @@ METRICS = ("ndcg", "hr", "recall", "mrr", "map")
 LIST_METRICS = ("coverage", "gini", "novelty", "diversity", "cold_share")
 _KEY = re.compile(
     r"(?P<part>\w+)/(?P<metric>[a-z_]+)_at_(?P<k>\d+)(?:/n(?P<candidates>\d+))?"
-    r"(?:/(?P<slice>[a-z]+\.[\w\-]+))?(?:/width\.(?P<width>\d+))?"
+    r"(?:/(?!width\.)(?P<slice>[a-z]+\.[\w\-]+))?(?:/width\.(?P<width>\d+))?"
 )
 
 

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from recsys.protocol import Key
+from recsys.slices import reading_order
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --mark: #2a7de1; }
@@ -15,7 +16,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 tr.selected td { font-weight: 600; } small { color: GrayText; display: block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
-dd { margin: 0; overflow-wrap: anywhere; } svg { max-width: 100%; height: auto; }
+dd { margin: 0; overflow-wrap: anywhere; } svg { max-width: min(100%, 40rem); height: auto; }
 """
 
 
@@ -108,7 +109,7 @@ def _slices(models: Mapping[str, Any], headline: Key) -> str:
                 *(_cell(m["values"].get(text)) for m in models.values()),
             ],
         )
-        for text, n in keys.items()
+        for text, n in sorted(keys.items(), key=lambda entry: reading_order(Key.parse(entry[0]).slice))
     ]
     empty = next(iter(models.values()))["facts"]["empty_slices"]
     note = f"<p>Empty (n = 0): {escape(', '.join(empty))}.</p>" if empty else ""
@@ -125,7 +126,8 @@ def _widths(models: Mapping[str, Any], headline: Key) -> str:
             if key.width and (key.metric, key.k, key.slice) == (headline.metric, headline.k, None):
                 points.append((key.width, entry["value"]))
         if points:
-            lines[name] = sorted(points)
+            full = (model["facts"]["width"], model["values"][str(headline)]["value"])
+            lines[name] = sorted([*points, full])
     if not lines:
         return ""
     return "<h2>Nested widths</h2>" + "".join(_curve(name, points) for name, points in lines.items())

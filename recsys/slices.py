@@ -9,6 +9,13 @@ from recsys.schema import Dense
 from recsys.splits import EvalQueries
 
 _HISTORY = {"0": (0, 0), "1-4": (1, 4), "5-19": (5, 19), "20-up": (20, np.inf)}
+_THIRDS = ("head", "mid", "tail")
+_IN_ORDER = [*(f"history.{label}" for label in _HISTORY), *(f"popularity.{label}" for label in _THIRDS)]
+
+
+def reading_order(label: str) -> tuple[int, str]:
+    """Sort key that puts history lengths and popularity in their own order, other slices after them by name."""
+    return (_IN_ORDER.index(label) if label in _IN_ORDER else len(_IN_ORDER), label)
 
 
 def query_slices(asked: EvalQueries, protocol: Protocol) -> dict[str, np.ndarray]:
@@ -38,7 +45,7 @@ def target_slices(
         third_I = np.empty(len(counts_I), np.int64)
         third_I[order] = np.minimum(3 * before // max(counts_I.sum(), 1), 2)
         third_I[counts_I == 0] = 2
-        for number, label in enumerate(("head", "mid", "tail")):
+        for number, label in enumerate(_THIRDS):
             found[f"popularity.{label}"] = inside_T & (third_I[items_T] == number)
     if "missing" in protocol.slices:
         for name, table in tables.items():
