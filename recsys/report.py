@@ -85,8 +85,8 @@ class Report:
         for name, model in self.models.items():
             valid = self.facts["valid"].get(name)
             cells = [f"{name} (selected)" if name == self.facts["selected"] else name]
-            cells.append("-" if valid is None else f"{valid:.4f}")
-            cells += [interval(model["values"][str(key)]) for key in columns]
+            cells.append("-" if valid is None else _short(valid))
+            cells += [_cell(model["values"][str(key)]) for key in columns]
             table.add_row(*cells)
         return table
 
@@ -104,6 +104,16 @@ def interval(entry: Mapping[str, Any]) -> str:
     """ ".0353 [.0310, .0391]"."""
     value = f"{entry['value']:.4f}"
     return value if entry["low"] is None else f"{value} [{entry['low']:.4f}, {entry['high']:.4f}]"
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    """Value and interval under each other, without leading zeros: four metrics fit into 80 columns."""
+    value = _short(entry["value"])
+    return value if entry["low"] is None else f"{value}\n{_short(entry['low'])}-{_short(entry['high'])}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}".removeprefix("0")
 
 
 def _headline_key(evaluation: Evaluation) -> str:
