@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from recsys.errors import FeatureError
-from recsys.files import digest, new_folder, write_json
+from recsys.files import digest, file_sha256, new_folder, write_json
 from recsys.schema import Dense
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,21 @@ class FeatureTable:
                 "entity": self.entity,
                 "name": self.name,
                 "manifest": dict(self.manifest),
+                "values": file_sha256(target / "values.npy"),
             }
             write_json(target / "table.json", header | {"fingerprint": self.fingerprint})
 
     @classmethod
     def load(cls, folder: Path) -> "FeatureTable":
-        """Raises FeatureError where the folder is no table or its rows were changed."""
+        """Raises FeatureError where the folder is no table, or its rows or values were changed."""
         try:
             header = json.loads((folder / "table.json").read_text())
         except FileNotFoundError:
             raise FeatureError(
                 "not a feature table (no table.json)", where=folder, fix="recsys features extract"
             ) from None
+        if file_sha256(folder / "values.npy") != header["values"]:
+            raise FeatureError("the values were changed", where=folder, fix="extract the table again")
         rows = pl.read_parquet(folder / "rows.parquet")
         values_EF = np.load(folder / "values.npy", allow_pickle=False)
         table = cls(

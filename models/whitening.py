@@ -18,13 +18,13 @@ class Whitening:
     def fit(cls, table: Dense, fitted_I: np.ndarray, dims: int, *, floor: float = 1e-6) -> "Whitening":
         """From the rows that are present and in `fitted_I`; directions of next to no variance are dropped.
 
-        With fewer than two such rows there is nothing to tell apart: everything maps to one zero.
+        Where fewer than two such rows differ there is nothing to tell apart: everything maps to one zero.
         """
         rows = table.values_EF[table.present_E & fitted_I].astype(np.float64)
-        if len(rows) < 2:
+        if len(rows) < 2 or not np.ptp(rows, axis=0).any():
             return cls(np.zeros(table.width, np.float32), np.zeros((table.width, 1), np.float32))
         mean_F = rows.mean(axis=0)
-        values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False))
+        values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(rows, rowvar=False)))
         order = np.argsort(-values)[:dims]
         order = order[values[order] > floor * values.max()]
         # eigenvectors come with an arbitrary sign: fix it, so that equal data gives equal features

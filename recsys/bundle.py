@@ -26,13 +26,21 @@ from safetensors.numpy import load, save
 from recsys import schema
 from recsys.errors import BundleError
 from recsys.files import digest, file_sha256, new_folder, write_json
-from recsys.schema import Form, Ragged
+from recsys.schema import Form, Ragged, legal_width
 
 if TYPE_CHECKING:
     from recsys.serving.forms import Program
 
 FORMAT_VERSION = 1
 _COUNTS, _BIAS, _FORM = "item_counts", "item_bias", "form."
+_DESCRIBED = (
+    "model", "program", "meta", "widths", "blocks", "id_type", "split_id", "last_event", "recipe", "fingerprints",
+    "flags", "counts",
+)  # fmt: skip
+"""What bundle_id covers besides the hashes of the files."""
+_OUTSIDE = ("name", "data", "evaluate", "track")
+"""Parts of the recipe that bundle_id leaves out: what the run is called, where data and records lie (the data is named
+by its fingerprint), and how the result is judged."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,13 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
             "recipe": dict(content.recipe),
             "fingerprints": dict(content.fingerprints),
             "flags": dict(content.flags),
+            "counts": {"items": size, "users": 0 if content.users is None else len(content.users)},
         }
         manifest = described | {
             "format_version": FORMAT_VERSION,
             "package_version": _package_version(),
             "files": files,
-            "bundle_id": digest({"described": described, "files": files}),
-            "counts": {"items": size, "users": 0 if content.users is None else len(content.users)},
+            "bundle_id": _identity(described, files),
             "source": content.source,
             "licence": content.licence,
             "mlflow_run_id": content.mlflow_run_id,
@@ -110,6 +118,12 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
         for name, report in content.reports.items():
             write_json(target / "reports" / f"{name}.json", report)
     return Bundle.open(folder)
+
+
+def _identity(manifest: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    described = {key: manifest[key] for key in _DESCRIBED}
+    recipe = {key: value for key, value in manifest["recipe"].items() if key not in _OUTSIDE}
+    return digest({"described": described | {"recipe": recipe}, "files": files})
 
 
 def _package_version() -> str:
@@ -145,43 +159,36 @@ class Bundle:
         """Verify format, then hashes, then shapes. Raises BundleError naming the file that is wrong."""
         folder = Path(path)
         again = "export or download the bundle again"
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            version, files = manifest["format_version"], manifest["files"]
-        except FileNotFoundError:
-            raise BundleError(
-                "not a bundle (no manifest.json)", where=folder, fix="give the folder that recsys run names"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"manifest.json is damaged ({error})", where=folder, fix=again) from None
-        if version > FORMAT_VERSION:
-            raise BundleError(
-                f"format version {version}", where=folder / "manifest.json", expected=f"at most {FORMAT_VERSION}",
-                fix="upgrade recsys",
-            )  # fmt: skip
-        for name, expected in files.items():
+        manifest = _read_manifest(folder, again)
+        for name, expected in manifest["files"].items():
             if not (folder / name).is_file():
                 raise BundleError("the file is missing", where=folder / name, fix=again)
             if verify and file_sha256(folder / name) != expected:
                 raise BundleError(
                     "the file was changed", where=folder / name, expected=f"sha256 {expected}", fix=again
                 )
+        if verify and _identity(manifest, manifest["files"]) != manifest["bundle_id"]:
+            raise BundleError("the file was changed", where=folder / "manifest.json", fix=again)
         bundle = cls(folder, manifest)
         bundle._check_shapes()
         return bundle
 
     def _check_shapes(self) -> None:
-        size = self.manifest["counts"]["items"]
-        length = sum(math.prod(block["shape"]) * 4 for block in self.manifest["blocks"])
+        counts, blocks = self.manifest["counts"], self.manifest["blocks"]
+        length = sum(math.prod(block["shape"]) * 4 for block in blocks)
         vectors = self.path / "items.bin"
-        if self.manifest["blocks"] and vectors.stat().st_size != length:
+        if blocks and (not vectors.is_file() or vectors.stat().st_size != length):
             raise BundleError("the file has another size", where=vectors, expected=f"{length} bytes")
-        for name, rows in (
-            ("items.parquet", len(self.items)),
-            ("weights.safetensors", len(self._arrays[_COUNTS])),
-        ):
-            if rows != size:
-                raise BundleError(f"{rows} items", where=self.path / name, expected=str(size))
+        found = [
+            ("items.parquet", "items", len(self.items)),
+            ("weights.safetensors", "items", len(self._arrays.get(_COUNTS, ()))),
+        ]
+        found += [("items.bin", "items", block["shape"][0]) for block in blocks]
+        if self.users is not None:
+            found.append(("users.parquet", "users", len(self.users)))
+        for name, what, rows in found:
+            if rows != counts.get(what):
+                raise BundleError(f"{rows} {what}", where=self.path / name, expected=str(counts.get(what)))
 
     @property
     def id(self) -> str:
@@ -193,12 +200,13 @@ class Bundle:
 
     @cached_property
     def items(self) -> pl.DataFrame:
-        return pl.read_parquet(self.path / "items.parquet")
+        return _read_parquet(self.path / "items.parquet")
 
     @cached_property
     def users(self) -> pl.DataFrame | None:
-        path = self.path / "users.parquet"
-        return pl.read_parquet(path) if "users.parquet" in self.manifest["files"] else None
+        return (
+            _read_parquet(self.path / "users.parquet") if "users.parquet" in self.manifest["files"] else None
+        )
 
     @cached_property
     def histories(self) -> Ragged:
@@ -227,7 +235,11 @@ class Bundle:
         return self.form_of(None)
 
     def form_of(self, width: int | None) -> Form:
-        """The form with item vectors up to `width`; only the head of items.bin is read."""
+        """The form with item vectors up to `width`; only the head of items.bin is read.
+
+        Raises ModelError for a width the model lacks.
+        """
+        legal_width(width, tuple(self.manifest["widths"]))
         arrays = {
             name.removeprefix(_FORM): value for name, value in self._arrays.items() if name.startswith(_FORM)
         }
@@ -249,6 +261,37 @@ class Bundle:
         from recsys.serving.forms import open_form
 
         return open_form(self.form)
+
+
+def _read_manifest(folder: Path, again: str) -> dict[str, Any]:
+    """manifest.json with all that opening needs; raises BundleError where it is missing or damaged."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            "not a bundle (no manifest.json)", where=folder, fix="give the folder that recsys run names"
+        ) from None
+    except ValueError as error:
+        raise BundleError(f"manifest.json is damaged ({error})", where=folder, fix=again) from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:  # it may have other keys
+        raise BundleError(
+            f"format version {version}", where=folder / "manifest.json", expected=f"at most {FORMAT_VERSION}",
+            fix="upgrade recsys",
+        )  # fmt: skip
+    kinds = {"format_version": int, "files": dict, "recipe": dict, "counts": dict, "blocks": list}
+    for key in ("format_version", "files", "bundle_id", "package_version", *_DESCRIBED):
+        right = isinstance(manifest, dict) and key in manifest
+        if not right or not isinstance(manifest[key], kinds.get(key, object)):
+            raise BundleError(f"manifest.json is damaged ({key})", where=folder, fix=again)
+    return manifest
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BundleError(f"cannot be read ({error})", where=path) from None
 
 
 def user_histories(log: schema.Log, user_ids: pl.Series, keep: int) -> pl.DataFrame | None:

@@ -20,7 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Sources and Datasets.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Sources and Datasets.\n\nExample: recsys data prepare movielens-100k my-dataset",
+    no_args_is_help=True,
+)
 app.add_typer(data_app, name="data")
 
 BundleArgument = Annotated[
@@ -40,7 +43,20 @@ DataOption = Annotated[
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.epochs=3")]
 SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Seeds of looped models, e.g. 0,1,2")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+
+
+def _device(name: str) -> str:
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name!r}", expected="cpu or cuda")
+    if name == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("--device cuda", expected="a CUDA device", fix="see recsys doctor, or use cpu")
+    return name
+
+
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.", callback=_device)]
 
 
 @app.command()
@@ -97,7 +113,10 @@ def train(
 
 @data_app.command("list")
 def data_list() -> None:
-    """Kinds of sources, and the recipes that come with the package."""
+    """Kinds of sources, and the recipes that come with the package.
+
+    Example: recsys data list
+    """
     from recsys import present
 
     present.sources()
@@ -119,6 +138,10 @@ def data_prepare(
     from recsys.config import override, read_recipe
     from recsys.sources import open_source
 
+    if out.exists() and not (out / "dataset.json").is_file() and not _empty(out):
+        raise ConfigError(
+            "there is something else here", where=out, expected="a new folder, or a Dataset to replace"
+        )
     values = override(read_recipe(recipe), set_ or [])
     if "data" not in values:
         raise ConfigError("no [data] table", where=recipe, expected="kind and its settings")
@@ -127,7 +150,10 @@ def data_prepare(
 
 @data_app.command("inspect")
 def data_inspect(dataset: Annotated[Path, typer.Argument(help="A Dataset folder.")]) -> None:
-    """Counts, times, coverage of content, licence."""
+    """Counts, times, coverage of content, licence.
+
+    Example: recsys data inspect my-dataset
+    """
     from recsys import present
     from recsys.dataset import Dataset
 
@@ -147,7 +173,10 @@ def evaluate(
     tracking_uri: UriOption = None,
     out: OutOption = Path("runs"),
 ) -> None:
-    """Judge a bundle's torch-free program on a part of a split."""
+    """Judge a bundle's torch-free program on a part of a split.
+
+    Example: recsys evaluate runs/movielens-100k/bundle runs/boxes/split-1a2b3c4d5e6f --set ks=[5,50]
+    """
     from recsys import present
 
     present.evaluate(_bundle(bundle, tracking_uri), split, part, set_ or [], out)
@@ -207,7 +236,7 @@ def similar(
 def serve(
     bundle: BundleArgument,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 = any free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 = any free one.", min=0, max=65_535)] = 8000,
     state: Annotated[Path | None, typer.Option(help="SQLite file of live events; default: memory.")] = None,
     clock: Annotated[str, typer.Option(help="now, or data: start at the bundle's last event.")] = "now",
     tracking_uri: UriOption = None,
@@ -239,16 +268,22 @@ def promote(
     out: OutOption = Path("runs"),
     tracking_uri: UriOption = None,
 ) -> None:
-    """Make the candidate the champion."""
-    from recsys.tracking import Tracking
+    """Make the candidate the champion.
 
-    number = Tracking(tracking_uri, out).promote(name, alias)
+    Example: recsys promote movielens-100k
+    """
+    from recsys.tracking import promote as make_champion
+
+    number = make_champion(name, out, tracking_uri, alias)
     typer.echo(f"{name} version {number} is the champion")
 
 
 @app.command()
 def doctor() -> None:
-    """What is installed, what is missing, and how to get it."""
+    """What is installed, what is missing, and how to get it.
+
+    Example: recsys doctor
+    """
     from recsys import present
 
     present.doctor()
@@ -263,6 +298,10 @@ def _recipe(name: str, data: Path | None, assignments: list[str] | None, seeds: 
         data=None if data is None else str(data),
         seeds=None if seeds is None else _seeds(seeds),
     )
+
+
+def _empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _seeds(text: str) -> tuple[int, ...]:

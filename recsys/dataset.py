@@ -9,7 +9,7 @@ Ids stay verbatim and typed: "0108775015" keeps its zero and "42" is not 42.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,15 +23,18 @@ from recsys.files import digest, new_folder, write_json
 from recsys.fingerprint import parquet_fingerprint
 from recsys.normalise import (
     check_interactions,
+    check_pairs,
     lazy,
     normal_interactions,
     normal_items,
     normal_pairs,
     normal_users,
+    reading,
     require_unique,
 )
 
 TABLES = ("interactions", "items", "users", "pairs")
+_ESSENTIAL = {"schema_version", "tables", "fingerprint"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Dataset:
         folder = Path(path)
         try:
             manifest = json.loads((folder / "dataset.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 "not a Dataset folder (no dataset.json)",
                 where=folder,
@@ -57,6 +60,8 @@ class Dataset:
             raise DataError(
                 f"dataset.json is damaged ({error})", where=folder, fix="prepare it again"
             ) from None
+        if not isinstance(manifest, dict) or not manifest.keys() >= _ESSENTIAL:
+            raise DataError("dataset.json is not that of a Dataset", where=folder, fix="prepare it again")
         if manifest["schema_version"] > schema.SCHEMA_VERSION:
             raise DataError(
                 f"schema version {manifest['schema_version']}",
@@ -84,51 +89,48 @@ class Dataset:
         licence_text: str | None = None,
         missing_items: Literal["error", "add", "drop"] = "error",
         media_root: str | Path | None = None,
+        origins: Mapping[str, object] | None = None,
     ) -> "Dataset":
         """Write a Dataset folder from Polars (eager or lazy), pandas or Arrow frames and open it.
 
         items is synthesised where it is not given. Interactions of items without a row are an error
         unless missing_items is "add" (rows without content) or "drop" (the interactions go).
         image_path values are relative to media_root. Lazy frames are streamed, never held whole.
+        origins: table -> file, named where a lazy frame turns out to be unreadable.
+        An older Dataset at `path` is replaced; anything else there is an error.
         Raises DataError naming table, column and first offending value; then no folder is left behind.
         """
         if interactions is None and (items is None or pairs is None):
             raise DataError("nothing to make a Dataset from", fix="give interactions, or items and pairs")
+        origins = origins or {}
+        check_replaceable(Path(path))
         with new_folder(Path(path)) as folder:
-            tables: list[str] = []
+            stored = _Tables(folder, origins)
             if interactions is not None:
-                frame = normal_interactions(lazy(interactions, "interactions"))
-                frame.sink_parquet(folder / "interactions.parquet", row_group_size=1 << 20)
-                tables.append("interactions")
-                check_interactions(pl.scan_parquet(folder / "interactions.parquet"))
-            item_ids = _distinct_items(folder) if interactions is not None else None
+                stored.write("interactions", lambda: normal_interactions(lazy(interactions, "interactions")))
+                check_interactions(stored.scan("interactions"))
             if items is None:
-                items_frame = normal_items(item_ids.to_frame().lazy())
+                stored.write("items", lambda: normal_items(_distinct_items(stored).to_frame().lazy()))
             else:
-                items_frame = normal_items(lazy(items, "items"))
-                if item_ids is not None:
-                    items_frame = _complete(folder, items_frame, item_ids, missing_items)
-            items_eager = items_frame.collect()
-            require_unique(items_eager, schema.ITEM, "items")
-            items_eager.write_parquet(folder / "items.parquet")
-            tables.append("items")
+                stored.write("items", lambda: normal_items(lazy(items, "items")))
+                require_unique(stored.ids("items", schema.ITEM), "items")
+                if interactions is not None:
+                    _complete(stored, missing_items)
             if users is not None:
-                users_eager = normal_users(lazy(users, "users")).collect()
-                require_unique(users_eager, schema.USER, "users")
-                users_eager.write_parquet(folder / "users.parquet")
-                tables.append("users")
+                stored.write("users", lambda: normal_users(lazy(users, "users")))
+                require_unique(stored.ids("users", schema.USER), "users")
             if pairs is not None:
-                normal_pairs(lazy(pairs, "pairs"), items_eager).write_parquet(folder / "pairs.parquet")
-                tables.append("pairs")
-            _check_id_types(folder, tables)
-            fingerprints = {table: parquet_fingerprint(folder / f"{table}.parquet") for table in tables}
-            scans = {table: pl.scan_parquet(folder / f"{table}.parquet") for table in tables}
+                stored.write("pairs", lambda: normal_pairs(lazy(pairs, "pairs")))
+                check_pairs(stored.scan("pairs"), stored.ids("items", schema.ITEM))
+            _check_user_types(stored)
+            fingerprints = {table: parquet_fingerprint(folder / f"{table}.parquet") for table in stored.names}
+            scans = {table: stored.scan(table) for table in stored.names}
             manifest = {
                 "schema_version": schema.SCHEMA_VERSION,
                 "name": name,
                 "source": source,
                 "licence": licence,
-                "tables": tables,
+                "tables": stored.names,
                 "counts": {table: scan.select(pl.len()).collect().item() for table, scan in scans.items()},
                 "id_type": _id_types(scans),
                 "has_time": _has_time(scans.get("interactions")),
@@ -187,52 +189,88 @@ class Dataset:
         return path.read_text(encoding="utf-8") if path.exists() else None
 
 
-def _distinct_items(folder: Path) -> pl.Series:
-    scan = pl.scan_parquet(folder / "interactions.parquet")
-    return scan.select(pl.col(schema.ITEM).unique().sort()).collect(engine="streaming")[schema.ITEM]
+class _Tables:
+    """The tables written so far to a folder that is being made."""
+
+    def __init__(self, folder: Path, origins: Mapping[str, object]):
+        self.folder, self.origins = folder, origins
+        self.names: list[str] = []
+
+    def write(self, table: str, frame: Callable[[], pl.LazyFrame]) -> None:
+        """Stream a frame to TABLE.parquet in place of an older one; what its reader raises names the origin."""
+        path, fresh = self.folder / f"{table}.parquet", self.folder / f"{table}.new"
+        with reading(self.origins.get(table, table)):
+            frame().sink_parquet(fresh, row_group_size=1 << 20)
+        fresh.replace(path)
+        if table not in self.names:
+            self.names.append(table)
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        return pl.scan_parquet(self.folder / f"{table}.parquet")
+
+    def ids(self, table: str, column: str) -> pl.Series:
+        return self.scan(table).select(column).collect()[column]
 
 
-def _complete(folder: Path, items: pl.LazyFrame, item_ids: pl.Series, missing_items: str) -> pl.LazyFrame:
+def check_replaceable(path: Path) -> None:
+    """Raises DataError where something that is no Dataset lies at `path`: it would be deleted."""
+    if path.is_dir():
+        if (path / "dataset.json").is_file() or not any(path.iterdir()):
+            return
+        raise DataError("the folder holds something else", where=path, fix="give a new folder, or empty it")
+    if path.exists():
+        raise DataError("there is a file of this name", where=path, fix="give a new folder")
+
+
+def _distinct_items(stored: _Tables) -> pl.Series:
+    distinct = stored.scan("interactions").select(pl.col(schema.ITEM).unique().sort())
+    return distinct.collect(engine="streaming")[schema.ITEM]
+
+
+def _complete(stored: _Tables, missing_items: str) -> None:
     """Make items cover every interaction, or the interactions fit the items, as `missing_items` says."""
-    known = items.select(schema.ITEM).collect()[schema.ITEM]
+    item_ids, items = _distinct_items(stored), stored.scan("items")
+    known = stored.ids("items", schema.ITEM)
     if known.dtype != item_ids.dtype:
-        raise DataError(
-            f"items.item_id is {known.dtype} but interactions.item_id is {item_ids.dtype}",
-            expected="one type, ids are kept verbatim",
-            fix="cast one of them",
-        )
+        raise _two_types("items", "interactions", known.dtype, item_ids.dtype, schema.ITEM)
     missing = item_ids.filter(~item_ids.is_in(known.implode()))
     if missing.is_empty():
-        return items
+        return
     if missing_items == "add":
-        return pl.concat([items, missing.to_frame().lazy()], how="diagonal")
-    if missing_items == "drop":
-        path = folder / "interactions.parquet"
-        kept = folder / "kept.parquet"
-        pl.scan_parquet(path).filter(~pl.col(schema.ITEM).is_in(missing.implode())).sink_parquet(kept)
-        kept.replace(path)
-        return items
-    raise DataError(
-        f"{len(missing)} item_id values in interactions have no row (first: {missing[0]!r})",
-        where="items",
-        fix='pass missing_items="add" or "drop", or add the rows',
-    )
-
-
-def _check_id_types(folder: Path, tables: list[str]) -> None:
-    for column, pair in {
-        schema.USER: ("interactions", "users"),
-        schema.ITEM: ("interactions", "items"),
-    }.items():
-        if not all(table in tables for table in pair):
-            continue
-        kinds = [pl.scan_parquet(folder / f"{table}.parquet").collect_schema()[column] for table in pair]
-        if kinds[0] != kinds[1]:
+        stored.write("items", lambda: pl.concat([items, missing.to_frame().lazy()], how="diagonal"))
+    elif missing_items == "drop":
+        if len(missing) == len(item_ids):
             raise DataError(
-                f"{pair[0]}.{column} is {kinds[0]} but {pair[1]}.{column} is {kinds[1]}",
-                expected="one type, ids are kept verbatim",
-                fix="cast one of them",
+                f"no item_id has a row in items (first: {missing[0]!r})",
+                where="interactions",
+                expected="the same ids in both tables",
+                fix="compare how they are written (type, leading zeros)",
             )
+        rows = stored.scan("interactions").filter(~pl.col(schema.ITEM).is_in(missing.implode()))
+        stored.write("interactions", lambda: rows)
+    else:
+        raise DataError(
+            f"{len(missing)} item_id values in interactions have no row (first: {missing[0]!r})",
+            where="items",
+            fix='pass missing_items="add" or "drop", or add the rows',
+        )
+
+
+def _check_user_types(stored: _Tables) -> None:
+    if {"interactions", "users"} <= set(stored.names):
+        kind, other_kind = (
+            stored.scan(table).collect_schema()[schema.USER] for table in ("interactions", "users")
+        )
+        if kind != other_kind:
+            raise _two_types("interactions", "users", kind, other_kind, schema.USER)
+
+
+def _two_types(one: str, other: str, kind: pl.DataType, other_kind: pl.DataType, column: str) -> DataError:
+    return DataError(
+        f"{one}.{column} is {kind} but {other}.{column} is {other_kind}",
+        expected="one type, ids are kept verbatim",
+        fix="cast one of them",
+    )
 
 
 def _id_types(scans: dict[str, pl.LazyFrame]) -> dict[str, str]:

@@ -57,6 +57,10 @@ class RequestError(RecsysError):
     """A ranking request that cannot be answered (HTTP 422)."""
 
 
+class ServingError(RecsysError):
+    """A server that cannot start: an address or a state file that cannot be used."""
+
+
 class LockedError(RecsysError):
     """A folder in use by another run."""
 

@@ -232,8 +232,8 @@ def evaluation_of(
     for label, keep_Q in query_slices(asked, protocol).items():
         for key, values_Q in _values(headline, len(asked), protocol, Key(part, "", 1, length, label)).items():
             measured[key] = np.where(keep_Q, values_Q, np.nan)
-    for width, ranked in (narrow or {}).items():
-        measured |= _values(ranked, len(asked), protocol, Key(part, "", 1, length, None, width))
+    for nested, ranked in (narrow or {}).items():
+        measured |= _values(ranked, len(asked), protocol, Key(part, "", 1, length, None, nested))
     lists: dict[Key, float] = {}
     for k in protocol.ks:
         for metric, value in list_metrics(headline.lists_QK[:, :k], counts_I, tables).items():

@@ -65,12 +65,18 @@ def new_folder(path: Path) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; the lock ends with the process, even a killed one.
 
-    Raises LockedError where another process holds it.
+    Raises LockedError where another process holds it, or where it is no folder that can be written to.
     """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+")  # noqa: SIM115
+    except OSError as error:
+        raise LockedError(
+            f"cannot write here ({error.strerror})", where=folder, fix="give another folder with --out"
+        ) from None
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

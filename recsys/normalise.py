@@ -1,5 +1,7 @@
 """From a user's frame to the Dataset's columns and types, with errors that name the first bad value."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
@@ -10,6 +12,18 @@ from recsys.errors import DataError
 _MILLISECONDS = 100_000_000_000  # in seconds this is the year 5138, so such a value is milliseconds or finer
 
 
+@contextmanager
+def reading(where: object) -> Iterator[None]:
+    """What a reader raises inside the block becomes a DataError of one line naming `where`."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(
+            f"cannot be read ({reason})", where=where, fix="correct the file or the column types"
+        ) from error
+
+
 def lazy(frame: Any, table: str) -> pl.LazyFrame:
     """Polars, pandas or Arrow to a lazy Polars frame."""
     if isinstance(frame, pl.LazyFrame):
@@ -17,14 +31,13 @@ def lazy(frame: Any, table: str) -> pl.LazyFrame:
     if isinstance(frame, pl.DataFrame):
         return frame.lazy()
     try:
-        converted = pl.from_dataframe(frame) if hasattr(frame, "__dataframe__") else pl.DataFrame(frame)
+        return pl.DataFrame(frame).lazy()
     except Exception as error:
         raise DataError(
             f"cannot read a {type(frame).__name__} ({error})",
             where=table,
             expected="a Polars, pandas or Arrow frame",
         ) from error
-    return converted.lazy()
 
 
 def _need(columns: dict[str, pl.DataType], names: list[str], table: str) -> None:
@@ -66,6 +79,27 @@ def _time(name: str, kind: pl.DataType, table: str) -> pl.Expr:
     )
 
 
+def _number(name: str, kind: pl.DataType, table: str) -> pl.Expr:
+    if kind.is_numeric() or kind == pl.Boolean:
+        return pl.col(name)
+    raise DataError(f"column {name!r} has type {kind}", where=table, expected="numbers", fix="cast it")
+
+
+def _integer(name: str, kind: pl.DataType, table: str) -> pl.Expr:
+    if kind.is_integer():
+        return pl.col(name).cast(pl.Int64)
+    raise DataError(f"column {name!r} has type {kind}", where=table, expected="integers", fix="cast it")
+
+
+def _text(name: str, kind: pl.DataType, table: str) -> pl.Expr:
+    """Numbers become their digits (a film may be called 1917); blank text is missing text."""
+    if kind.is_nested() or kind == pl.Binary:
+        raise DataError(
+            f"column {name!r} has type {kind}", where=table, expected="text", fix="join the parts"
+        )
+    return _no_blank(pl.col(name).cast(pl.String))
+
+
 def normal_interactions(frame: pl.LazyFrame) -> pl.LazyFrame:
     """user_id, item_id, timestamp, weight, event and, where given, order and timestamp_hi, in source order."""
     columns = dict(frame.collect_schema())
@@ -78,21 +112,16 @@ def normal_interactions(frame: pl.LazyFrame) -> pl.LazyFrame:
         _time(schema.TIME, columns[schema.TIME], table) if schema.TIME in columns else pl.lit(None, pl.Int64)
     )
     out.append(time.alias(schema.TIME))
-    if schema.WEIGHT in columns and not (
-        columns[schema.WEIGHT].is_numeric() or columns[schema.WEIGHT] == pl.Boolean
-    ):
-        raise DataError(
-            f"column 'weight' has type {columns[schema.WEIGHT]}",
-            where=table,
-            expected="numbers",
-            fix="cast it",
-        )
-    weight = pl.col(schema.WEIGHT) if schema.WEIGHT in columns else pl.lit(1.0)
+    weight = pl.lit(1.0)
+    if schema.WEIGHT in columns:
+        weight = _number(schema.WEIGHT, columns[schema.WEIGHT], table)
     out.append(weight.cast(pl.Float32).alias(schema.WEIGHT))
-    event = pl.col(schema.EVENT) if schema.EVENT in columns else pl.lit(None)
-    out.append(event.cast(pl.String).alias(schema.EVENT))
+    event = pl.lit(None, pl.String)
+    if schema.EVENT in columns:
+        event = _text(schema.EVENT, columns[schema.EVENT], table)
+    out.append(event.alias(schema.EVENT))
     if schema.ORDER in columns:
-        out.append(pl.col(schema.ORDER).cast(pl.Int64))
+        out.append(_integer(schema.ORDER, columns[schema.ORDER], table))
     if schema.TIME_HI in columns:
         out.append(_time(schema.TIME_HI, columns[schema.TIME_HI], table).alias(schema.TIME_HI))
     return frame.select(out)
@@ -100,68 +129,86 @@ def normal_interactions(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 def check_interactions(scan: pl.LazyFrame) -> None:
     """Empty tables, nulls, NaN, and times that are not seconds; one pass over the stored table."""
-    has_order = schema.ORDER in scan.collect_schema()
-    facts = [
-        pl.len().alias("rows"),
-        pl.col(schema.USER).null_count().alias("user_nulls"),
-        pl.col(schema.ITEM).null_count().alias("item_nulls"),
-        pl.col(schema.TIME).null_count().alias("time_nulls"),
-        pl.col(schema.TIME).max().alias("time_max"),
-        pl.col(schema.TIME).min().alias("time_min"),
-        (pl.col(schema.WEIGHT).is_nan() | pl.col(schema.WEIGHT).is_null()).sum().alias("weight_bad"),
-    ]
-    if has_order:
-        facts.append(pl.col(schema.ORDER).null_count().alias("order_nulls"))
-    found = scan.select(facts).collect(engine="streaming").row(0, named=True)
+    user, item, time, weight = (
+        pl.col(name) for name in (schema.USER, schema.ITEM, schema.TIME, schema.WEIGHT)
+    )
+    bad = {
+        "user": user.is_null(),
+        "item": item.is_null(),
+        "weight": ~weight.is_finite() | weight.is_null(),
+        "time": time.is_null(),
+        "late": time.abs() >= _MILLISECONDS,
+    }
+    if schema.ORDER in scan.collect_schema():  # the order then stands in for the missing times
+        bad["time"] = pl.col(schema.ORDER).is_null()
+    counts = [condition.sum().alias(name) for name, condition in bad.items()]
+    found = scan.select(pl.len().alias("rows"), *counts).collect(engine="streaming").row(0, named=True)
     where = "interactions"
     if found["rows"] == 0:
         raise DataError("the table is empty", where=where, expected="at least one row")
-    for column, key in ((schema.USER, "user_nulls"), (schema.ITEM, "item_nulls")):
-        if found[key]:
-            raise DataError(f"{found[key]} rows have no {column}", where=where, fix="drop or fill those rows")
-    if found["weight_bad"]:
+
+    def first(name: str) -> tuple[int, dict[str, Any]]:
+        """Number (from 1) and values of the first bad row."""
+        row = scan.with_row_index("row", offset=1).filter(bad[name]).head(1).collect().row(0, named=True)
+        return row["row"], row
+
+    for name, column in (("user", schema.USER), ("item", schema.ITEM)):
+        if found[name]:
+            raise DataError(
+                f"{found[name]} rows have no {column} (first: row {first(name)[0]})",
+                where=where,
+                fix="drop or fill those rows",
+            )
+    if found["weight"]:
         raise DataError(
-            f"{found['weight_bad']} weights are NaN or null",
+            f"{found['weight']} weights are NaN, infinite or null (first: row {first('weight')[0]})",
             where=where,
             expected="numbers",
             fix="fill or drop them",
         )
-    if found["time_nulls"] and (not has_order or found["order_nulls"]):
+    if found["time"]:
         raise DataError(
-            f"{found['time_nulls']} timestamps are null or unreadable",
+            f"{found['time']} timestamps are null or unreadable (first: row {first('time')[0]})",
             where=where,
             expected="UTC seconds, or an `order` column without nulls",
             fix="fill them, drop the rows, or add `order`",
         )
-    extreme = max(abs(found["time_max"] or 0), abs(found["time_min"] or 0))
-    if extreme >= _MILLISECONDS:
+    if found["late"]:
+        row, values = first("late")
         raise DataError(
-            f"timestamp {extreme} looks like milliseconds or finer",
+            f"timestamp {values[schema.TIME]} in row {row} looks like milliseconds or finer",
             where=where,
             expected="UTC seconds",
-            fix="divide by 1000 (or 10**6, 10**9)",
+            fix='divide by 1000 (or 10**6, 10**9); a table source has time_unit = "ms"',
         )
 
 
 def normal_items(frame: pl.LazyFrame) -> pl.LazyFrame:
-    """item_id, title, text, image_path, category (list of strings), then the free columns as they are."""
+    """item_id, title, text, image_path, category (list of strings), then the free columns."""
     columns = dict(frame.collect_schema())
     _need(columns, [schema.ITEM], "items")
     out = [_id(schema.ITEM, columns[schema.ITEM], "items")]
     for name in (schema.TITLE, schema.TEXT, schema.IMAGE):
-        column = pl.col(name) if name in columns else pl.lit(None)
-        out.append(_no_blank(column.cast(pl.String)).alias(name))
+        column = _text(name, columns[name], "items") if name in columns else pl.lit(None, pl.String)
+        out.append(column.alias(name))
     kind = columns.get(schema.CATEGORY)
     if kind is None:
         category = pl.lit(None, pl.List(pl.String))
-    elif isinstance(kind, pl.List | pl.Array):
+    elif isinstance(kind, pl.List | pl.Array) and not kind.inner.is_nested():
         category = pl.col(schema.CATEGORY).cast(pl.List(pl.String))
     else:
-        value = _no_blank(pl.col(schema.CATEGORY).cast(pl.String))
+        value = _text(schema.CATEGORY, kind, "items")
         category = pl.when(value.is_null()).then(None).otherwise(pl.concat_list(value))
     out.append(category.alias(schema.CATEGORY))
     named = {schema.ITEM, schema.TITLE, schema.TEXT, schema.IMAGE, schema.CATEGORY}
-    return frame.select(*out, *[pl.col(name) for name in columns if name not in named])
+    return frame.select(*out, *[_free(name, kind) for name, kind in columns.items() if name not in named])
+
+
+def _free(name: str, kind: pl.DataType) -> pl.Expr:
+    """As it is, but moments in microseconds: the unit of a moment is an accident of the frame it came in."""
+    if isinstance(kind, pl.Datetime):
+        return pl.col(name).dt.cast_time_unit("us")
+    return pl.col(name)
 
 
 def _no_blank(column: pl.Expr) -> pl.Expr:
@@ -170,48 +217,63 @@ def _no_blank(column: pl.Expr) -> pl.Expr:
 
 
 def normal_users(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """user_id, then the free columns."""
     columns = dict(frame.collect_schema())
     _need(columns, [schema.USER], "users")
-    return frame.with_columns(_id(schema.USER, columns[schema.USER], "users"))
+    free = [_free(name, kind) for name, kind in columns.items() if name != schema.USER]
+    return frame.select(_id(schema.USER, columns[schema.USER], "users"), *free)
 
 
-def normal_pairs(frame: pl.LazyFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """item_id, other_id, rank (from 1), kind; both ends must be items."""
+def normal_pairs(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """item_id, other_id, rank (from 1), kind."""
     columns = dict(frame.collect_schema())
     _need(columns, [schema.ITEM, schema.OTHER], "pairs")
-    rank = pl.col(schema.RANK) if schema.RANK in columns else pl.int_range(pl.len()).over(schema.ITEM) + 1
-    kind = pl.col(schema.KIND) if schema.KIND in columns else pl.lit("related")
-    pairs = frame.select(
+    rank = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over(schema.ITEM)
+    if schema.RANK in columns:
+        rank = _integer(schema.RANK, columns[schema.RANK], "pairs")
+    kind = pl.lit("related")
+    if schema.KIND in columns:
+        kind = _text(schema.KIND, columns[schema.KIND], "pairs")
+    return frame.select(
         _id(schema.ITEM, columns[schema.ITEM], "pairs"),
         _id(schema.OTHER, columns[schema.OTHER], "pairs"),
-        rank.cast(pl.Int64).alias(schema.RANK),
-        kind.cast(pl.String).alias(schema.KIND),
-    ).collect()
-    if pairs.is_empty():
-        raise DataError("the table is empty", where="pairs", expected="at least one row")
-    known = items[schema.ITEM]
-    for column in (schema.ITEM, schema.OTHER):
-        unknown = pairs.filter(~pl.col(column).is_in(known.implode()))
-        if not unknown.is_empty():
+        rank.alias(schema.RANK),
+        kind.alias(schema.KIND),
+    )
+
+
+def check_pairs(scan: pl.LazyFrame, item_ids: pl.Series) -> None:
+    """Both ends must be items, and the table not empty."""
+    for column, kind in scan.select(schema.ITEM, schema.OTHER).collect_schema().items():
+        if kind != item_ids.dtype:
             raise DataError(
-                f"{len(unknown)} values of {column} are not items (first: {unknown[column][0]!r})",
+                f"pairs.{column} is {kind} but items.item_id is {item_ids.dtype}",
+                expected="one type, ids are kept verbatim",
+                fix="cast one of them",
+            )
+    if scan.select(pl.len()).collect().item() == 0:
+        raise DataError("the table is empty", where="pairs", expected="at least one row")
+    for column in (schema.ITEM, schema.OTHER):
+        unknown = scan.select(column).filter(~pl.col(column).is_in(item_ids.implode(), nulls_equal=True))
+        found = unknown.select(pl.len().alias("count"), pl.first(column).alias("first")).collect()
+        if found["count"][0]:
+            raise DataError(
+                f"{found['count'][0]} values of {column} are not items (first: {found['first'][0]!r})",
                 where="pairs",
                 fix="add the items or drop the pairs",
             )
-    return pairs
 
 
-def require_unique(frame: pl.DataFrame, column: str, table: str) -> None:
+def require_unique(ids: pl.Series, table: str) -> None:
     """Ids of items and users must be unique and not null, and the table not empty."""
-    if frame.is_empty():
+    if ids.is_empty():
         raise DataError("the table is empty", where=table, expected="at least one row")
-    nulls = frame[column].null_count()
-    if nulls:
-        raise DataError(f"{nulls} rows have no {column}", where=table, fix="drop those rows")
-    repeated = frame.filter(pl.col(column).is_duplicated())
+    if ids.null_count():
+        raise DataError(f"{ids.null_count()} rows have no {ids.name}", where=table, fix="drop those rows")
+    repeated = ids.filter(ids.is_duplicated())
     if not repeated.is_empty():
         raise DataError(
-            f"{column} {repeated[column][0]!r} stands in more than one row ({repeated[column].n_unique()} such ids)",
+            f"{ids.name} {repeated[0]!r} stands in more than one row ({repeated.n_unique()} such ids)",
             where=table,
             expected="unique ids",
             fix="merge or drop the repeated rows",

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recsys import fitting, steps
+from recsys import bundle as bundles
+from recsys import fitting, splits, steps
 from recsys.boxes import Box, Line, sweep
+from recsys.features import table as feature_tables
 from recsys.features.extract import make_extractor
 from recsys.files import locked
 from recsys.models.base import Model
@@ -47,6 +49,7 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
         lambda box: steps.make_split(box, recipe.split, data),
         recipe.split.model_dump(mode="json"),
         {"data": data},
+        version=splits.VERSION,
     )
     tables = {name: _features(line, name, recipe.features[name], data) for name in recipe.features}
     fits = _fits(line, recipe, split, tables, device)
@@ -72,11 +75,12 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
         ),
         recipe.bundle.model_dump(mode="json"),
         {"select": select} | models,
+        version=bundles.FORMAT_VERSION,
     )
     tests = {fit.box.name: _test(line, recipe, fit, split, tables) for fit in final}
     report = line.add(
         "report",
-        lambda box: steps.make_report(box, recipe, tests, select, bundle, data, split),
+        lambda box: steps.make_report(box, recipe, fits, tests, select, bundle, data, split),
         {"name": recipe.name},
         {"select": select, "bundle": bundle} | tests,
     )
@@ -99,6 +103,7 @@ def _features(line: Line, name: str, table: Mapping, data: Box) -> Box:
         lambda box: steps.make_features(box, extractor, name, data),
         settings,
         {"data": data},
+        version=feature_tables.VERSION,
     )
 
 
@@ -110,7 +115,7 @@ def _fits(
     for name, (kind, settings, train) in model_tables(recipe).items():
         model_class = load_class(kind, MODELS, Model)
         config = fitting.model_config(model_class, settings, name, set(tables))
-        for seed in recipe.seeds if model_class.looped else recipe.seeds[:1]:
+        for seed in recipe.seeds if model_class.looped else (0,):
             job = fitting.Job(name, kind, config, train, seed, device)
             fits.append(_fit(line, f"fit.{name}.seed{seed}", job, split, tables, {}))
     return fits

@@ -190,7 +190,9 @@ def recommend_all(engine: RankingEngine, to: Path, k: int, width: int | None) ->
         raise ConfigError(
             "the bundle holds no users", where=engine.bundle.path, fix="run with bundle.histories > 0"
         )
-    if to.is_dir() or not os.access(to.parent, os.W_OK):  # before the work, not after it
+    if (
+        to.is_dir() or not to.parent.is_dir() or not os.access(to.parent, os.W_OK)
+    ):  # before the work, not after it
         raise ConfigError("cannot write here", where=to, expected="a file name in a folder that is there")
     rows: list[tuple] = []
     users = engine.bundle.users[schema.USER].to_list()

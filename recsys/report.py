@@ -62,10 +62,11 @@ class Report:
         return flat
 
     def columns(self) -> list[Key]:
-        """The headline keys: the main metrics at every cut-off, no slice, full width."""
-        keys = [Key.parse(key) for key in next(iter(self.models.values()))["values"]]
+        """The main metrics at every cut-off, no slice, full width; the first is the headline."""
+        first = next(iter(self.models.values()))
+        keys, ks = map(Key.parse, first["values"]), list(first["facts"]["protocol"]["ks"])
         plain = [key for key in keys if key.slice is None and key.width is None and key.metric in HEADLINE]
-        return sorted(plain, key=lambda key: (HEADLINE.index(key.metric), key.k))
+        return sorted(plain, key=lambda key: (HEADLINE.index(key.metric), ks.index(key.k)))
 
     def table(self) -> "Table":
         """Rows = models, the selected one marked; columns = headline metrics with 95 % intervals."""
@@ -131,11 +132,12 @@ def _combined(runs: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
     values = {key: dict(entry) for key, entry in first.values.items()}
     if len(runs) == 1:
         return values
-    keys = [key for key in first.per_query.columns if key in values]
-    averaged_QM = np.stack([_mean_per_query(runs, key) for key in keys], axis=1)
     protocol = first.facts["protocol"]
-    users = first.per_query["user"].to_numpy()
-    bounds_2M = bootstrap_intervals(averaged_QM, users, max(protocol["bootstrap"], 1), protocol["seed"])
+    keys = [key for key in first.per_query.columns if key in values] if protocol["bootstrap"] else []
+    if keys:
+        averaged_QM = np.stack([_mean_per_query(runs, key) for key in keys], axis=1)
+        users = first.per_query["user"].to_numpy()
+        bounds_2M = bootstrap_intervals(averaged_QM, users, protocol["bootstrap"], protocol["seed"])
     for key, entry in values.items():
         entry["seeds"] = seed_spread([run.values[key]["value"] for run in runs])
         entry["value"] = entry["seeds"]["mean"]

@@ -45,7 +45,10 @@ class EvalQueries:
 
 @dataclass(frozen=True)
 class Split:
-    """A Dataset cut into parts. log holds every kept row; part_N its part number, -1 = dropped."""
+    """A Dataset cut into parts. log holds every kept row; part_N its part number, -1 = dropped.
+
+    An item outside the catalogue has a negative number of its own in the log, so that two of them stay two targets.
+    """
 
     config: SplitConfig
     dataset_fingerprint: str
@@ -108,7 +111,8 @@ class Split:
         users = self.log.user_N[target_rows]
         if rolling:
             starts, ends = before_N1[self.log.indptr_U1[users]], before_N1[target_rows]
-            at, targets = self.log.time_N[target_rows], Ragged.of(self.log.item_N[target_rows][:, None])
+            found = np.maximum(self.log.item_N[target_rows], -1)
+            at, targets = self.log.time_N[target_rows], Ragged.from_lengths(found, np.ones_like(users))
             query_id = np.arange(len(target_rows))
         else:
             first = np.flatnonzero(np.diff(users, prepend=-1))  # the log is sorted by user
@@ -117,7 +121,7 @@ class Split:
             once.sort()
             lengths = np.bincount(users[once], minlength=self.num_users)
             users = users[first]
-            targets = Ragged.from_lengths(pairs[once, 1], lengths[users])
+            targets = Ragged.from_lengths(np.maximum(pairs[once, 1], -1), lengths[users])
             starts, ends = before_N1[self.log.indptr_U1[users]], before_N1[self.log.indptr_U1[users + 1]]
             cut = self.facts.get("cut_times", {}).get(part)
             at = self.log.time_N[target_rows[first]] if cut is None else np.full(len(users), cut)
@@ -206,7 +210,7 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
     part_N, facts = assign_parts(log, time_hi_N, config, has_time=dataset.has_time)
     if config.catalogue == "train":
         in_train = np.unique(log.item_N[part_N == 0])
-        new_index = np.full(len(listed), -1, np.int64)
+        new_index = -1 - np.arange(len(listed))
         new_index[in_train] = np.arange(len(in_train))
         listed = listed.gather(in_train)
         log = make_log(

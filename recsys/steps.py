@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from recsys.features.table import FeatureTable
 from recsys.files import new_folder, write_json
 from recsys.fitting import Fit, aligned_tables
 from recsys.ledger import write_look
+from recsys.plots import draw
 from recsys.protocol import Protocol
 from recsys.recipe import Recipe
 from recsys.report import Report
@@ -156,9 +157,19 @@ def make_bundle(
 
 
 def make_report(
-    box: Box, recipe: Recipe, tests: Mapping[str, Box], select: Box, bundle: Box, data: Box, split_box: Box
+    box: Box,
+    recipe: Recipe,
+    fits: Sequence[Fit],
+    tests: Mapping[str, Box],
+    select: Box,
+    bundle: Box,
+    data: Box,
+    split_box: Box,
 ) -> None:
-    """Table, JSON and one HTML page over all tests, and a line in the ledger of looks at the test part."""
+    """JSON, pictures and one HTML page over all tests, and a line in the ledger of looks at the test part.
+
+    fits: those that selection looked at, for their learning curves.
+    """
     chosen = json.loads((select.folder / "selected.json").read_text())
     manifest = Bundle.open(bundle.folder).manifest
     split, dataset = Split.load(split_box.folder), Dataset.open(data.folder)
@@ -185,6 +196,7 @@ def make_report(
     report = Report.of([Evaluation.load(test.folder) for test in tests.values()], facts)
     with new_folder(box.folder) as folder:
         report.save(folder)
+        draw(report, [one.facts() for one in fits], folder)
 
 
 def make_tracking(box: Box, recipe: Recipe, mlflow_run: Box, report_box: Box, bundle: Box) -> None:

@@ -1,26 +1,36 @@
 """The HTTP server: /v1/rank, /v1/recommend, /v1/events, /v1/items/{id}/similar, health."""
 
 import asyncio
+import contextlib
+import json
+import re
+import signal
+import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi import Path as FromPath
 from fastapi import Query as FromQuery
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from recsys.bundle import Bundle
-from recsys.errors import RequestError
+from recsys.errors import RequestError, ServingError
 from recsys.serving import wire
 from recsys.serving.engine import Filters, Query, Ranked, RankingEngine
 from recsys.serving.state import StateStore
 
-_PROBLEMS = {status: {"model": wire.Problem} for status in (413, 422)}
+_PROBLEM_TYPE, _DETAIL_LENGTH = "application/problem+json", 500
+_REFUSALS = {
+    400: "The body is not JSON that can be read",
+    413: "The body is too large",
+    422: "The request is not valid, or cannot be answered",
+}
 
 
 def create_app(engine: RankingEngine) -> FastAPI:
@@ -39,7 +49,7 @@ def create_app(engine: RankingEngine) -> FastAPI:
         name=manifest["model"], bundle_id=engine.bundle.id, package_version=manifest["package_version"]
     )
     app = FastAPI(
-        title="recsys", version=manifest["package_version"], lifespan=lifespan, responses=_PROBLEMS,
+        title="recsys", version=manifest["package_version"], lifespan=lifespan, responses=_documented(_REFUSALS),
         description="Ranks candidate items, or the whole catalogue, for a user or a history.",
     )  # fmt: skip
     _problems(app)
@@ -69,7 +79,7 @@ def create_app(engine: RankingEngine) -> FastAPI:
         query = Query(body.user_id, body.history, body.width)
         return answer(body, engine.recommend(query, body.k, filters, exclude_seen=body.exclude_seen), started)
 
-    @app.get("/v1/items/{item_id}/similar", summary="Items like this one")
+    @app.get("/v1/items/{item_id:path}/similar", summary="Items like this one")  # an id may hold a slash
     def similar(
         item_id: Annotated[str, FromPath(max_length=200)],
         k: Annotated[int, FromQuery(ge=1, le=wire.MAX_K)] = 10,
@@ -83,14 +93,19 @@ def create_app(engine: RankingEngine) -> FastAPI:
         return wire.EventAnswer(kept=kept)
 
     @app.get("/healthz", summary="The process is alive")
-    async def healthz() -> dict[str, str]:
-        return {"status": "alive"}
+    async def healthz() -> wire.Health:
+        return wire.Health(status="alive")
 
-    @app.get("/readyz", summary="The model is loaded and warm", responses={503: {"model": wire.Problem}})
-    async def readyz(response: Response) -> dict[str, str]:
+    @app.get(
+        "/readyz",
+        summary="The model is loaded and warm",
+        response_model=wire.Health,
+        responses=_documented({503: "The model is not warm yet"}),
+    )
+    async def readyz() -> wire.Health | Response:
         if not ready.is_set():
-            response.status_code = 503
-        return {"status": "ready" if ready.is_set() else "warming up", "bundle_id": engine.bundle.id}
+            return _problem(503, "Not ready", "the model is warming up")
+        return wire.Health(status="ready", bundle_id=engine.bundle.id)
 
     return app
 
@@ -100,10 +115,9 @@ def id_from_text(engine: RankingEngine, entity: str, text: str) -> int | str:
     ids are integers."""
     if engine.bundle.id_type[entity] == "str":
         return text
-    try:
-        return int(text)
-    except ValueError:
-        raise RequestError(f"{entity}_id {text!r}", expected="an integer") from None
+    if not re.fullmatch(r"-?[0-9]{1,19}", text):  # int() would also take " 4_2 "
+        raise RequestError(f"{entity}_id {text!r}", expected="an integer")
+    return int(text)
 
 
 def warm_up(engine: RankingEngine) -> None:
@@ -113,9 +127,16 @@ def warm_up(engine: RankingEngine) -> None:
     engine.recommend(Query(history=some[:3]), 1, exclude_seen=False)
 
 
-def _problem(status: int, title: str, detail: str) -> JSONResponse:
-    body = wire.Problem(title=title, status=status, detail=detail).model_dump()
-    return JSONResponse(body, status, media_type="application/problem+json")
+def _documented(refusals: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of refusals by status."""
+    content = {_PROBLEM_TYPE: {"schema": wire.Problem.model_json_schema()}}
+    return {status: {"description": text, "content": content} for status, text in refusals.items()}
+
+
+def _problem(status: int, title: str, detail: str) -> Response:
+    """Problem details, the detail cut short where a client's own words made it long."""
+    problem = wire.Problem(title=title, status=status, detail=detail[:_DETAIL_LENGTH])
+    return Response(json.dumps(problem.model_dump()), status, media_type=_PROBLEM_TYPE)
 
 
 def _problems(app: FastAPI) -> None:
@@ -131,11 +152,16 @@ def _problems(app: FastAPI) -> None:
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         return _problem(422, "The request is not valid", f"{place or 'body'}: {first['msg']}")
 
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        """Unknown routes and methods, and bodies that cannot be parsed."""
+        return _problem(error.status_code, "The request cannot be taken", str(error.detail))
+
     @app.middleware("http")
     async def limit(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         length = request.headers.get("content-length", "0")
         chunked = "content-length" not in request.headers and request.method == "POST"
-        if chunked or not length.isdigit() or int(length) > wire.MAX_BODY_BYTES:
+        if chunked or not re.fullmatch("[0-9]{1,10}", length) or int(length) > wire.MAX_BODY_BYTES:
             detail = f"send a content-length of at most {wire.MAX_BODY_BYTES} bytes"
             return _problem(413, "The body is too large", detail)
         return await call_next(request)
@@ -148,15 +174,43 @@ def serve(
     port: int = 8000,
     state: str | Path | None = None,
     clock: str = "now",
+    listening: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Open the bundle and serve it until interrupted.
+    """Open the bundle and serve it until interrupted; SIGTERM lets running answers finish and ends with exit code 0.
 
-    state: SQLite file of live events (memory only where None). clock: "now", or "data" to start at the bundle's last
-    event, for demonstrations on old data. Raises BundleError for a bad bundle.
+    port 0: any free one. state: SQLite file of live events (memory only where None). clock: "now", or "data" to
+    start at the bundle's last event, for demonstrations on old data. listening(url) is called once the port is
+    ours. Raises BundleError for a bad bundle, ServingError for an address that cannot be had.
     """
     import uvicorn
 
     opened = Bundle.open(bundle)
     offset = 0.0 if clock == "now" else opened.manifest["last_event"] - time.time()
-    engine = RankingEngine(opened, StateStore(state), clock=lambda: time.time() + offset)
-    uvicorn.run(create_app(engine), host=host, port=port, log_level="warning", timeout_graceful_shutdown=10)
+    store = StateStore(state)
+    engine = RankingEngine(opened, store, clock=lambda: time.time() + offset)
+    config = uvicorn.Config(create_app(engine), log_level="warning", timeout_graceful_shutdown=10)
+    with contextlib.closing(store), _listen(host, port) as listener:
+        listening(f"http://{_shown(host)}:{listener.getsockname()[1]}")
+        # uvicorn raises a caught signal again once it has shut down, which would end us with "killed"
+        previous = signal.signal(signal.SIGTERM, lambda number, frame: None)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket: uvicorn would log a failure to bind and exit as if it were a bug."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ServingError(
+            f"cannot listen ({reason})", where=f"{host}:{port}", fix="give another --port"
+        ) from None
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -169,12 +169,12 @@ class RankingEngine:
     def _history(self, query: Query) -> tuple[np.ndarray, list[Id]]:
         """Item indices, oldest first: the given history, or the stored one with the observed events put in
         at their times."""
+        user = None if query.user_id is None else self.parse_id("user", query.user_id)
         if query.history is not None:
             known, unknown = self._indices(query.history)
             return np.asarray(known, np.int64), unknown
-        if query.user_id is None:
+        if user is None:
             return np.zeros(0, np.int64), []
-        user = self.parse_id("user", query.user_id)
         row = self.user_index.get(user)
         stored = np.zeros(0, np.int64) if row is None else self.bundle.histories[row]
         live = self.store.events(json.dumps(user))

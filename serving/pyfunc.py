@@ -28,10 +28,11 @@ class BundlePredictor:
                 f"unknown column {min(unknown)!r}", expected=f"some of: {', '.join(sorted(_KEYS))}"
             )
         width = None if "width" not in given else int(given["width"])
-        history = None if "history" not in given else [_plain(item) for item in given["history"]]
-        query = Query(_plain(given.get("user_id")), history, width)
+        history = None if "history" not in given else [self._id("item", item) for item in given["history"]]
+        user = None if "user_id" not in given else self._id("user", given["user_id"])
+        query = Query(user, history, width)
         if "candidates" in given:
-            ranked = self.engine.rank(query, [_plain(item) for item in given["candidates"]])
+            ranked = self.engine.rank(query, [self._id("item", item) for item in given["candidates"]])
         else:
             ranked = self.engine.recommend(query, int(given.get("k", 10)))
         return {
@@ -40,16 +41,18 @@ class BundlePredictor:
             "fallback": ranked.fallback,
         }
 
+    def _id(self, entity: str, value: Any) -> Any:
+        """A DataFrame's value as an id: NumPy scalars as Python's, and 3.0 as 3 where ids are integers, since pandas
+        turns a column of integers with a gap into floats."""
+        value = value.item() if hasattr(value, "item") else value
+        whole = isinstance(value, float) and value.is_integer()
+        return int(value) if whole and self.engine.bundle.id_type[entity] == "int" else value
+
 
 def _rows(model_input: Any) -> list[Mapping[str, Any]]:
     if hasattr(model_input, "to_dict"):
         return model_input.to_dict(orient="records")
     return [model_input] if isinstance(model_input, Mapping) else list(model_input)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy scalars of a DataFrame as Python numbers."""
-    return value.item() if hasattr(value, "item") else value
 
 
 def _absent(value: Any) -> bool:

@@ -2,8 +2,13 @@
 
 import sqlite3
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from recsys.errors import ServingError
+
+_ATTEMPTS = 100
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS events (
@@ -26,15 +31,36 @@ class Event:
 class StateStore:
     """Events in SQLite, kept by ids and not by index, so that they outlive a change of bundle.
 
-    path: a file shared by worker processes, or None for memory only.
+    path: a file shared by worker processes, or None for memory only. Raises ServingError for a file that cannot
+    be used.
     """
 
     def __init__(self, path: str | Path | None = None):
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(
-            ":memory:" if path is None else path, check_same_thread=False, isolation_level=None, timeout=10
-        )
-        self._connection.execute("PRAGMA journal_mode=WAL")
+        try:
+            self._connection = sqlite3.connect(
+                ":memory:" if path is None else path,
+                check_same_thread=False,
+                isolation_level=None,
+                timeout=10,
+            )
+            self._set_up()
+        except sqlite3.Error as error:
+            raise ServingError(
+                f"cannot keep live events here ({error})", where=path, fix="give another --state FILE"
+            ) from None
+
+    def _set_up(self) -> None:
+        """Tables and journal. Where two processes switch a new file to WAL at once, SQLite refuses one of them
+        without waiting."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or attempt + 1 == _ATTEMPTS:
+                    raise
+                time.sleep(0.05)
         self._connection.execute("PRAGMA synchronous=FULL")  # an acknowledged event survives a power cut
         self._connection.executescript(_TABLES)
 

@@ -8,14 +8,14 @@ MAX_CANDIDATES, MAX_HISTORY, MAX_K = 10_000, 1_000, 1_000
 MAX_BODY_BYTES = 1 << 20
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-ItemId = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | Annotated[Text, Field(strict=True)]
+ItemId = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Text
 Seconds = Annotated[int, Field(ge=0, lt=100_000_000_000)]
 
 
 class Body(BaseModel):
-    """Base of every request body: unknown keys are errors."""
+    """Base of every request body: unknown keys are errors, and so is "10" for 10."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class Asked(Body):
@@ -94,6 +94,13 @@ class EventAnswer(BaseModel):
     """kept is false where this event_id was known already."""
 
     kept: bool
+
+
+class Health(BaseModel):
+    """How the process is. bundle_id: of the bundle that is served."""
+
+    status: Literal["alive", "ready"]
+    bundle_id: str | None = None
 
 
 class Problem(BaseModel):

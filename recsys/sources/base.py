@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from recsys.config import Config
 from recsys.dataset import Dataset
 from recsys.errors import DataError
-from recsys.files import file_sha256
+from recsys.files import digest, file_sha256
 
 
 class Source(Config):
@@ -28,7 +28,13 @@ class Source(Config):
         """Kind, settings and the hash of every input: equal identities give equal Datasets."""
         settings = self.model_dump(mode="json", exclude=set(self.places))
         files = sorted((path.name, file_sha256(path)) for path in self.inputs())
-        return {"kind": type(self).__name__, "settings": settings, "files": files}
+        identity = {"kind": type(self).__name__, "settings": settings, "files": files}
+        folder = self.image_folder()
+        return identity if folder is None else identity | {"images": digest(image_names(folder))}
+
+    def image_folder(self) -> Path | None:
+        """The folder whose listing decides which items have an image; None where images come otherwise."""
+        return None
 
 
 def data_root() -> Path | None:
@@ -60,3 +66,14 @@ def need(path: Path, what: str) -> Path:
     if path.stat().st_size == 0:
         raise DataError(f"the file is empty ({what})", where=path, expected="at least one row")
     return path
+
+
+def image_names(folder: Path) -> list[str]:
+    """Names of the .jpg files in a folder, sorted; raises DataError where there is none."""
+    if not folder.is_dir():
+        raise DataError("no such folder (images)", where=folder, fix="correct the path")
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.endswith(".jpg"))
+    if not names:
+        raise DataError("the folder holds no .jpg file", where=folder, expected="ITEM_ID.jpg")
+    return names

@@ -167,8 +167,7 @@ class MovieLens(Source):
             lines = pl.scan_csv(
                 path, separator="\x01", has_header=False, schema={"line": pl.String}, quote_char=None
             )
-            frame = _double_colon(lines, path, names)
-            return frame.with_columns(
+            return _double_colon(lines, path, names).with_columns(
                 *_integers("user_id", "item_id", "timestamp"), pl.col("weight").cast(pl.Float32)
             )
         types = {"userId": pl.Int64, "movieId": pl.Int64, "rating": pl.Float32, "timestamp": pl.Int64}
@@ -235,7 +234,7 @@ def _lines(path: Path, encoding: str) -> pl.LazyFrame:
 
 def _double_colon(lines: pl.LazyFrame, path: Path, names: list[str]) -> pl.LazyFrame:
     """`a::b::c` lines as columns of text; no other reader takes a separator of two characters."""
-    parts = pl.col("line").str.strip_chars_end("\r").str.split("::")
+    parts = pl.col("line").str.split("::")
     numbered = lines.with_row_index("number", offset=1).filter(pl.col("line").str.len_bytes() > 0)
     counted = numbered.select("number", parts.list.len().alias("fields"))
     wrong = counted.filter(pl.col("fields") != len(names)).head(1).collect(engine="streaming")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
-from recsys.dataset import Dataset
+from recsys.dataset import Dataset, check_replaceable
 from recsys.files import new_folder
 from recsys.sources.base import Source
 
@@ -26,6 +26,7 @@ class Prepared(Source):
         return {"kind": "Prepared", "fingerprint": Dataset.open(self.path).fingerprint}
 
     def prepare(self, out: Path) -> Dataset:
+        check_replaceable(out)
         with new_folder(out) as folder:
             for path in Dataset.open(self.path).path.iterdir():
                 if path.is_file() and not path.name.startswith("."):

@@ -1,12 +1,15 @@
 """RecBole atomic files: tab-separated, with `name:type` headers."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from recsys.dataset import Dataset
 from recsys.errors import DataError
+from recsys.normalise import reading
 from recsys.sources.base import Source, need
+from recsys.sources.reading import need_columns
 
 _TYPES = {"token": pl.String, "token_seq": pl.String, "float": pl.Float64, "float_seq": pl.String}
 
@@ -17,17 +20,21 @@ def read_atomic(path: Path) -> pl.DataFrame:
     Raises DataError for a header without types.
     """
     need(path, "atomic file")
-    frame = pl.read_csv(path, separator="\t", infer_schema=False, quote_char=None)
-    renamed, casts = {}, []
-    for column in frame.columns:
-        name, colon, kind = column.rpartition(":")
-        if not colon or kind not in _TYPES:
-            raise DataError(
-                f"header {column!r}", where=path, expected=f"name:type, type one of {', '.join(_TYPES)}"
-            )
-        renamed[column] = name
-        casts.append(pl.col(name).cast(_TYPES[kind]))
-    return frame.rename(renamed).with_columns(casts)
+    with reading(path):
+        frame = pl.read_csv(path, separator="\t", infer_schema=False, quote_char=None)
+        renamed: dict[str, str] = {}
+        types: dict[str, Any] = {}
+        for column in frame.columns:
+            name, colon, kind = column.rpartition(":")
+            if not colon or kind not in _TYPES:
+                raise DataError(
+                    f"header {column!r}",
+                    where=path,
+                    expected=f"name:type, type one of {', '.join(_TYPES)}",
+                    fix="correct the first line",
+                )
+            renamed[column], types[name] = name, _TYPES[kind]
+        return frame.rename(renamed).cast(types)
 
 
 class RecBole(Source):
@@ -55,21 +62,31 @@ class RecBole(Source):
         return [path for path in map(self._path, ("inter", "item", "user")) if path.is_file()]
 
     def prepare(self, out: Path) -> Dataset:
-        interactions = read_atomic(self._path("inter"))
+        log = self._path("inter")
+        interactions = read_atomic(log)
+        need_columns(interactions.lazy(), [self.user, self.item], log)
         mapping = {self.user: "user_id", self.item: "item_id"}
         if self.weight in interactions.columns:
             mapping[self.weight] = "weight"
-        interactions = interactions.rename(mapping, strict=False)
+        interactions = interactions.rename(mapping)
         items = users = None
         if self._path("item").is_file():
-            items = read_atomic(self._path("item")).rename({self.item: "item_id"}, strict=False)
-            if self.title is not None:
-                items = items.rename({self.title: "title"}, strict=False)
+            items = read_atomic(self._path("item"))
+            names = {self.item: "item_id"} | ({} if self.title is None else {self.title: "title"})
+            need_columns(items.lazy(), list(names), self._path("item"))
+            items = items.rename(names)
         if self._path("user").is_file():
-            users = read_atomic(self._path("user")).rename({self.user: "user_id"}, strict=False)
+            users = read_atomic(self._path("user"))
+            need_columns(users.lazy(), [self.user], self._path("user"))
+            users = users.rename({self.user: "user_id"})
         if "timestamp" not in interactions.columns:
             interactions = interactions.with_row_index("order")
         return Dataset.from_frames(
-            out, interactions, items, users, name=self.name or Path(self.root).name, source="RecBole atomic files",
+            out,
+            interactions,
+            items,
+            users,
+            name=self.name or Path(self.root).name,
+            source="RecBole atomic files",
             missing_items="add",
-        )  # fmt: skip
+        )

@@ -10,7 +10,9 @@ from pydantic import model_validator
 
 from recsys.dataset import Dataset
 from recsys.errors import DataError
+from recsys.normalise import reading
 from recsys.sources.base import Source, data_root, need
+from recsys.sources.reading import need_columns
 
 _KNOWN = {
     "beauty": (
@@ -84,39 +86,48 @@ class Sequences(Source):
 def read_sequences(path: Path) -> pl.DataFrame:
     """user_id, item_id, order. Raises DataError naming the line that is not a list of integers."""
     users, lengths, items = [], [], []
-    with open(path, encoding="utf-8") as lines:
+    with reading(path), open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 user, *sequence = map(int, line.split())
             except ValueError:
                 raise DataError(
-                    f"line {number} is {line[:40]!r}", where=path, expected="integers: user item item ..."
+                    f"line {number} is {line[:40]!r}",
+                    where=path,
+                    expected="integers: user item item ...",
+                    fix="correct or remove the line",
                 ) from None
             users.append(user)
             lengths.append(len(sequence))
             items.extend(sequence)
-    repeated = np.repeat(np.array(users, np.int64), lengths)
-    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    order = np.arange(len(items)) - starts
+    lengths_U = np.array(lengths, np.int64)
+    repeated = np.repeat(np.array(users, np.int64), lengths_U)
+    order = np.arange(len(items)) - np.repeat(np.cumsum(lengths_U) - lengths_U, lengths_U)
     return pl.DataFrame({"user_id": repeated, "item_id": np.array(items, np.int64), "order": order})
 
 
 def read_items(path: Path) -> pl.DataFrame:
     """category = the distinct names on an item's category paths; keywords stand in for a missing title's text."""
-    frame = pl.read_parquet(path)
+    with reading(path):
+        frame = pl.read_parquet(path)
+    need_columns(frame.lazy(), ["item_id"], path)
     if "categories_json" in frame.columns:
-        names = [
-            None
-            if text is None
-            else list(dict.fromkeys(name for path in json.loads(text) for name in _path(path)))
-            for text in frame["categories_json"].to_list()
-        ]
+        names = [None if text is None else _names(text, path) for text in frame["categories_json"].to_list()]
         frame = frame.with_columns(pl.Series("category", names, pl.List(pl.String))).drop("categories_json")
     if "keywords" in frame.columns:
         frame = frame.rename({"keywords": "text"})
     return frame
 
 
-def _path(entry: object) -> list[str]:
-    """A category path is a list of names, or a bare name."""
-    return [str(name) for name in entry] if isinstance(entry, list) else [str(entry)]
+def _names(text: str, where: Path) -> list[str]:
+    """The distinct names of a JSON list whose entries are category paths (lists of names) or bare names."""
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"categories_json {text[:40]!r} is no JSON ({error})", where=where, expected="a list of paths"
+        ) from None
+    names = [name for entry in entries for name in (entry if isinstance(entry, list) else [entry])]
+    return list(dict.fromkeys(map(str, names)))

@@ -1,0 +1,79 @@
+"""Typed attributes of items or users as models see them: categories, sets of categories, numbers. NumPy only.
+
+Each field has a presence mask of its own. Code 0 means "present, but never seen in training": a state, not a
+missing value. Rows stand in catalogue order; there are no ids.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.schema import Dense, Ragged
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One value a row. codes_E: int64, 0 = unseen, 1.. = place in the vocabulary + 1; absent rows hold 0 as well
+    and are told apart by present_E. size: number of codes, 0 included."""
+
+    codes_E: np.ndarray
+    present_E: np.ndarray
+    size: int
+
+
+@dataclass(frozen=True)
+class MultiValued:
+    """A set of values a row, e.g. genres. codes: distinct, ascending; all unseen values of a row make one 0."""
+
+    codes: Ragged
+    present_E: np.ndarray
+    size: int
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A number a row, already scaled. values_E: float32, NaN in absent rows."""
+
+    values_E: np.ndarray
+    present_E: np.ndarray
+
+
+Field = Categorical | MultiValued | Numeric
+
+
+@dataclass(frozen=True)
+class Fields:
+    """All typed fields of an entity by name."""
+
+    fields: Mapping[str, Field]
+
+    @property
+    def present_E(self) -> np.ndarray:
+        """Rows with at least one field."""
+        return np.any([field.present_E for field in self.fields.values()], axis=0)
+
+    def dense(self) -> Dense:
+        """One block of columns a field, for models that take vectors; rows without any field are NaN.
+
+        Categories: presence, then a column a code (a set's have unit length together). Numbers: presence, value.
+        """
+        blocks = []
+        for field in self.fields.values():
+            blocks += [field.present_E[:, None].astype(np.float32), _columns(field)]
+        present_E = self.present_E
+        values_EF = np.concatenate(blocks, axis=1)
+        values_EF[~present_E] = np.nan
+        return Dense(values_EF, present_E)
+
+
+def _columns(field: Field) -> np.ndarray:
+    if isinstance(field, Numeric):
+        return np.where(field.present_E, field.values_E, 0)[:, None].astype(np.float32)
+    out_EV = np.zeros((len(field.present_E), field.size), np.float32)
+    if isinstance(field, Categorical):
+        out_EV[field.present_E, field.codes_E[field.present_E]] = 1
+    else:
+        rows, codes = field.codes.flat()
+        out_EV[rows, codes] = 1 / np.sqrt(field.codes.lengths[rows])
+    return out_EV

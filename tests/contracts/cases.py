@@ -1,0 +1,131 @@
+"""One case for every registered model: small settings, what it claims, and the flags that allow a skip."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contracts.worlds import World, world
+
+from recsys.config import Config, parse
+from recsys.models.base import FitContext, Model
+from recsys.registry import MODELS, load_class
+from recsys.schema import Queries
+from recsys.train import Progress, fit
+from recsys.train_config import TrainConfig
+
+LONG = 150
+"""Events of the longest history that is asked: beyond any window that a case trains with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model under contract.
+
+    claims: planted kinds (co_occurrence, order, content) on which it must beat popularity. floor: it is the
+    popularity floor itself, so it claims nothing. order_matters: two items that change places change their
+    initial weights, so permuted data gives another model. train: the loop's settings for the claims.
+    """
+
+    name: str
+    model: type[Model]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    claims: tuple[str, ...] = ()
+    floor: bool = False
+    order_matters: bool = False
+
+    @property
+    def config(self) -> Config:
+        return parse(self.model.Config, self.settings, where=self.name)
+
+    @property
+    def fresh(self) -> Model:
+        return self.model(self.config)
+
+    @property
+    def inductive(self) -> bool:
+        return self.fresh.scores_cold_items and hasattr(self.model, "encode_items")
+
+    def fit(self, ctx: FitContext, **train: Any) -> tuple[Model, Progress]:
+        """A new model through the loop; two epochs unless `train` says otherwise."""
+        model = self.fresh
+        return model, fit(model, ctx, TrainConfig(**{"epochs": 2, **train}))
+
+    @cache  # noqa: B019 - cases live as long as the process
+    def fitted(self, kind: str = "hidden") -> Model:
+        """Two epochs on a world: enough for every check that is not about what was learnt."""
+        return self.fit(world(kind).context())[0]
+
+    @cache  # noqa: B019
+    def learnt(self, kind: str) -> tuple[Model, Progress]:
+        """Fitted with the case's own loop settings."""
+        return self.fit(world(kind).context(), **self.train)
+
+
+def queries_of(place: World) -> Queries:
+    """Real test queries, then: nothing known, one event, the same event again and again, a very long history."""
+    asked = place.split.queries("test").queries.take(slice(0, 12))
+    rng = np.random.default_rng(0)
+    rows = [asked.history[row].tolist() for row in range(len(asked))]
+    rows += [[], [3], [5] * 7, rng.integers(place.split.num_items, size=LONG).tolist()]
+    users = [*asked.user_Q.tolist(), -1, -1, 0, 1]
+    return Queries.of(rows, users, at=int(asked.at_Q.max()))
+
+
+def score_of(model: Model, queries: Queries, **options: Any) -> np.ndarray:
+    """Scores as float64 for comparing."""
+    return np.asarray(model.score(queries, **options), np.float64)
+
+
+def saved_and_loaded(case: Case, model: Model) -> Model:
+    """The model after its state went through a file."""
+    from safetensors.numpy import load_file, save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        save_file({name: np.ascontiguousarray(value) for name, value in model.state().items()}, path)
+        return case.model.from_state(case.config, load_file(path))
+
+
+def state_bytes(model: Model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    return {name: (str(value.dtype), value.shape, value.tobytes()) for name, value in model.state().items()}
+
+
+_SMALL = {"widths": [4, 8, 16], "blocks": 1, "window": 20, "dropout": 0.1}
+_DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
+    "popularity": ({"floor": True},),
+    "itemknn": ({"claims": ("co_occurrence",)},),
+    "ease": ({"claims": ("co_occurrence",), "settings": {"regularisation": 10.0}},),
+    "fmrlrec": (
+        {
+            "settings": _SMALL | {"tables": ["text"]},
+            "train": {"epochs": 25, "lr": 1e-2},
+            "claims": ("order", "content"),
+            "order_matters": True,
+        },
+        {
+            "variant": "ids",
+            "settings": _SMALL | {"blocks": 2, "ffn_multiple": 2, "item_bias": False},
+            "train": {"epochs": 25, "lr": 1e-2},
+            "claims": ("order",),
+            "order_matters": True,
+        },
+    ),
+}
+"""Registered name -> its cases; `variant` tells several of one model apart."""
+
+
+def cases() -> list[Case]:
+    """All cases in the registry's order; KeyError for a registered model without one."""
+    found = []
+    for name in MODELS:
+        model = load_class(name, MODELS, Model)
+        for declared in _DECLARED[name]:
+            declared = dict(declared)
+            variant = declared.pop("variant", None)
+            found.append(Case(f"{name}[{variant}]" if variant else name, model, **declared))
+    return found

@@ -1,0 +1,243 @@
+"""Every recipe key changed in turn: exactly the boxes that rest on it are made again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import planted
+import pytest
+from hash_text import HashTextConfig
+
+from recsys.boxes import Box, Line
+from recsys.config import Config, parse
+from recsys.dataset import Dataset
+from recsys.models.baselines.ease import EASEConfig
+from recsys.models.baselines.popularity import PopularityConfig
+from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig
+from recsys.pipeline import plan
+from recsys.recipe import Recipe
+
+NAMES = ("popularity", "ease", "fmrlrec")
+TESTS = {f"test.{name}.seed0" for name in NAMES}
+FITS = {f"fit.{name}.seed0" for name in NAMES}
+JUDGED = TESTS | {"report", "track"}
+"""What a look at the test part leads to."""
+CHOSEN = {"select", "mlflow", "bundle", "report", "track"}
+"""What rests on all fits together."""
+TEXT = {"features.text", "fit.fmrlrec.seed0"} | TESTS | CHOSEN
+"""Every test rests on every table: the slices of missing content need them."""
+CUT = {"split"} | FITS | TESTS | CHOSEN
+NOTHING: set[str] = set()
+
+
+def one(name: str) -> set[str]:
+    """A model of its own: fitted, tested, and in the choice."""
+    return {f"fit.{name}.seed0", f"test.{name}.seed0"} | CHOSEN
+
+
+def every(prefix: str, values: dict[str, Any], boxes: set[str]) -> dict[str, tuple[Any, set[str]]]:
+    return {f"{prefix}.{key}": (value, boxes) for key, value in values.items()}
+
+
+LOOP = one("fmrlrec")  # the only model here that is trained by the loop
+KEYS: dict[str, tuple[Any, set[str]]] = {
+    "name": ("other", {"mlflow", "report", "track"}),
+    "seeds": ([0, 1], {"fit.fmrlrec.seed1", "test.fmrlrec.seed1"} | CHOSEN),
+    # the same class under its path; where a Dataset lies and what its source is called is no part of the data
+    "data.kind": ("recsys.sources.prepared:Prepared", NOTHING),
+    "data.path": ("COPY", NOTHING),
+    **every(
+        "split",
+        {
+            "positives": "weight >= 1", "min_user": 2, "min_item": 2, "method": "leave_last_out",
+            "cuts": [0.7, 0.8], "holdout": 0.2, "warm_holdout": 0.2, "shots": 1, "queries": "event",
+            "catalogue": "listed", "seed": 1,
+        },
+        CUT,
+    ),
+    **every(
+        "features.text",
+        {
+            "kind": "hash_text:LengthText", "template": "{title}. {category}", "width": 8, "entity": "user",
+            "hide": 0.1, "hide_seed": 1,
+        },
+        TEXT,
+    ),
+    # how many texts are encoded at once, and whether an empty table is an error, change no vector
+    "features.text.batch_size": (8, NOTHING),
+    "features.text.required": (False, NOTHING),
+    # a table that no model reads still has its slice in every test
+    "features.spare.width": (8, {"features.spare"} | JUDGED),
+    "models.popularity.model": ("itemknn", one("popularity")),
+    "models.popularity.window_days": (3.0, one("popularity")),
+    "models.ease.regularisation": (5.0, one("ease")),
+    "models.ease.train.epochs": (7, NOTHING),  # closed form
+    "models.fmrlrec.train.epochs": (7, one("fmrlrec")),
+    "models.itemknn": ({}, one("itemknn")),
+    **every(
+        "models.fmrlrec",
+        {
+            "tables": [], "widths": [4, 8, 16], "blocks": 3, "ffn_multiple": 2, "dropout": 0.3,
+            "id_vectors": False, "id_dropout": 0.2, "item_bias": False, "whiten": 4, "radius": [0.4, 0.8],
+            "window": 10, "batch_size": 16, "width_weights": "inverse_sqrt",
+        },
+        one("fmrlrec"),
+    ),
+    **every(
+        "train",
+        {
+            "epochs": 3, "lr": 0.1, "weight_decay": 0.1, "warmup": 5, "schedule": "cosine", "clip": 1.0,
+            "accumulate": 2, "precision": "bf16", "patience": 1, "checkpoint_steps": 7,
+        },
+        LOOP,
+    ),
+    # every model is compared by the validation metric, and fitted on the parts: closed-form ones too
+    "train.fit_parts": (["train", "valid"], FITS | TESTS | CHOSEN),
+    **every(
+        "train.monitor",
+        {"metric": "hr_at_5", "width": 4, "mask": "off", "window": 7, "queries": 10},
+        FITS | TESTS | CHOSEN,
+    ),
+    # selection stays; every model is fitted once more, and it is those fits that are tested and shipped
+    "select.refit": (["train", "valid"], {f"re{fit}" for fit in FITS} | TESTS | CHOSEN - {"select"}),
+    **every(
+        "evaluate",
+        {
+            "ks": [3], "mask": "off", "window": 7, "repeat_targets": "miss", "widths": "all",
+            "slices": ["pool"], "bootstrap": 7, "seed": 1,
+        },
+        JUDGED,
+    ),
+    **every("bundle", {"histories": 7, "columns": ["title"]}, {"bundle", "report", "track"}),
+    **every(
+        "track",
+        {"enabled": False, "uri": "sqlite:///other.db", "experiment": "other", "registered_name": "other"},
+        {"mlflow", "track"},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return planted.content(tmp_path_factory.mktemp("keys") / "data", users=20).path
+
+
+def values_of(dataset: Path) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "data": {"kind": "dataset", "path": str(dataset)},
+        "features": {"text": {"kind": "hash_text:HashText"}, "spare": {"kind": "hash_text:HashText"}},
+        "models": {"popularity": {}, "ease": {}, "fmrlrec": {"tables": ["text"], "widths": [4, 8]}},
+    }
+
+
+def planned(values: dict[str, Any], root: Path, **options) -> Line:
+    return plan(parse(Recipe, values, where="test"), root, **options)
+
+
+def with_key(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    *tables, last = key.split(".")
+    inner = values
+    for table in tables:
+        inner = inner.setdefault(table, {})
+    inner[last] = value
+    return values
+
+
+def made_again(line: Line, before: Line) -> set[str]:
+    """Boxes that would not be found under the folders of `before`."""
+    known = {box.folder for box in before.boxes.values()}
+    return {box.name for box in line.boxes.values() if box.folder not in known}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_changed_key_makes_exactly_these_boxes_again(key, dataset, tmp_path):
+    value, boxes = KEYS[key]
+    if value == "COPY":
+        source = Dataset.open(dataset)
+        value = str(Dataset.from_frames(tmp_path / "copy", source.interactions, source.items).path)
+    before = planned(values_of(dataset), tmp_path)
+    assert made_again(planned(with_key(values_of(dataset), key, value), tmp_path), before) == boxes
+
+
+def leaves(config: type[Config], prefix: str = "") -> Iterator[str]:
+    """Every key of a config, nested ones by their path."""
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_the_table_covers_every_key():
+    tables = {"data", "features", "models"}  # free tables: their keys are those of what they name
+    wanted = {key for key in leaves(Recipe) if key not in tables}
+    wanted |= {"data.kind", "data.path", "features.text.kind", "models.popularity.model"}
+    wanted |= {f"features.text.{key}" for key in leaves(HashTextConfig)}
+    for name, config in {
+        "popularity": PopularityConfig,
+        "ease": EASEConfig,
+        "fmrlrec": FMRLRecConfig,
+    }.items():
+        wanted |= {f"models.{name}.{key}" for key in leaves(config)}
+    assert "train.monitor.metric" in wanted and "evaluate.ks" in wanted
+    assert wanted <= KEYS.keys()
+
+
+def test_a_key_set_to_what_it_was_makes_nothing_again(dataset, tmp_path):
+    before = planned(values_of(dataset), tmp_path)
+    for key, value in {"train.lr": 1e-3, "evaluate.ks": [10, 20], "split.method": "global_time"}.items():
+        assert made_again(planned(with_key(values_of(dataset), key, value), tmp_path), before) == NOTHING
+
+
+def test_another_seed_leaves_closed_forms_alone(dataset, tmp_path):
+    before = planned(values_of(dataset), tmp_path)
+    made = made_again(planned(with_key(values_of(dataset), "seeds", [1]), tmp_path), before)
+    assert made == {"fit.fmrlrec.seed1", "test.fmrlrec.seed1"} | CHOSEN
+
+
+def test_seeds_have_keys_of_their_own(dataset, tmp_path):
+    boxes = planned(with_key(values_of(dataset), "seeds", [0, 1]), tmp_path).boxes
+    assert boxes["fit.fmrlrec.seed0"].key != boxes["fit.fmrlrec.seed1"].key
+
+
+def test_other_rows_make_everything_again(dataset, tmp_path):
+    source = Dataset.open(dataset)
+    fewer = Dataset.from_frames(tmp_path / "fewer", source.interactions.head(100), source.items).path
+    before = planned(values_of(dataset), tmp_path)
+    assert made_again(planned(values_of(fewer), tmp_path), before) == set(before.boxes)
+
+
+def test_device_and_place_are_not_in_the_keys(dataset, tmp_path):
+    one, other = (
+        planned(values_of(dataset), tmp_path / place, device=device)
+        for place, device in (("here", "cpu"), ("there", "cuda"))
+    )
+    assert [(box.name, box.key) for box in one.boxes.values()] == [
+        (box.name, box.key) for box in other.boxes.values()
+    ]
+
+
+def test_a_raised_version_makes_the_model_again(dataset, tmp_path, monkeypatch):
+    before = planned(values_of(dataset), tmp_path)
+    monkeypatch.setattr(FMRLRec, "version", FMRLRec.version + 1)
+    assert made_again(planned(values_of(dataset), tmp_path), before) == one("fmrlrec")
+
+
+def test_a_line_walks_in_order_and_skips_what_is_there(tmp_path):
+    line, order = Line(tmp_path), []
+
+    def make(box: Box) -> None:
+        order.append(box.name)
+        box.scratch.mkdir(parents=True)
+        box.folder.mkdir(parents=True)
+
+    first = line.add("first", make, {}, {})
+    line.add("second", make, {"a": 1}, {"first": first})
+    told: list[tuple[str, bool]] = []
+    made = line.run(lambda box: None, lambda box, cached: told.append((box.name, cached)), until="first")
+    assert [box.name for box in made] == order == ["first"]
+    line.run(lambda box: None, lambda box, cached: told.append((box.name, cached)))
+    assert order == ["first", "second"]
+    assert told == [("first", False), ("first", True), ("second", False)]
+    assert not list((tmp_path / "scratch").iterdir())
