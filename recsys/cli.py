@@ -138,10 +138,6 @@ def data_prepare(
     from recsys.config import override, read_recipe
     from recsys.sources import open_source
 
-    if out.exists() and not (out / "dataset.json").is_file() and not _empty(out):
-        raise ConfigError(
-            "there is something else here", where=out, expected="a new folder, or a Dataset to replace"
-        )
     values = override(read_recipe(recipe), set_ or [])
     if "data" not in values:
         raise ConfigError("no [data] table", where=recipe, expected="kind and its settings")
@@ -190,7 +186,7 @@ def recommend(
     all_users: Annotated[
         bool, typer.Option("--all-users", help="Every user of the bundle, into --to.")
     ] = False,
-    to: Annotated[Path | None, typer.Option("--to", help="Parquet file for --all-users.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="Parquet file for --all-users.")] = None,
     k: Annotated[int, typer.Option("-k", help="Items per list.")] = 10,
     width: Annotated[int | None, typer.Option(help="Nested width of the model.")] = None,
     tracking_uri: UriOption = None,
@@ -203,12 +199,12 @@ def recommend(
 
       recsys recommend runs/movielens-100k/bundle --history 50,172,181 -k 5
 
-      recsys recommend runs/movielens-100k/bundle --all-users --to lists.parquet
+      recsys recommend runs/movielens-100k/bundle --all-users --out lists.parquet
     """
     from recsys import present
 
     if [user is not None, history is not None, all_users].count(True) != 1 or all_users != (to is not None):
-        raise ConfigError("who is it for?", expected="one of --user, --history, --all-users with --to FILE")
+        raise ConfigError("who is it for?", expected="one of --user, --history, --all-users with --out FILE")
     engine = present.open_engine(_bundle(bundle, tracking_uri))
     if to is not None:
         present.recommend_all(engine, to, k, width)
@@ -298,10 +294,6 @@ def _recipe(name: str, data: Path | None, assignments: list[str] | None, seeds: 
         data=None if data is None else str(data),
         seeds=None if seeds is None else _seeds(seeds),
     )
-
-
-def _empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -26,7 +26,9 @@ def parse(kind: type[ConfigT], values: Mapping[str, Any], *, where: object) -> C
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise _explain(kind, error.errors()[0], where) from None
+        # a misspelt key makes two errors, "missing" and "extra": the second one says what is wrong
+        found = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+        raise _explain(kind, found[0], where) from None
 
 
 def _explain(kind: type[BaseModel], error: ErrorDetails, where: object) -> ConfigError:

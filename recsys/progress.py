@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
-_PATIENCE_SECONDS = 2.0
+_PATIENCE_SECONDS, _REFRESH_SECONDS = 2.0, 0.1
 
 
 def track(steps: Iterable[T], label: str, *, enabled: bool = True, total: int | None = None) -> Iterator[T]:
@@ -17,15 +17,16 @@ def track(steps: Iterable[T], label: str, *, enabled: bool = True, total: int | 
     from rich.console import Console
     from rich.progress import Progress
 
-    started = time.monotonic()
+    due = time.monotonic() + _PATIENCE_SECONDS
     bar, task = None, None
     try:
         for done, step in enumerate(steps):
-            if bar is None and time.monotonic() - started > _PATIENCE_SECONDS:
-                bar = Progress(console=Console(file=sys.stderr), transient=True)
-                bar.start()
-                task = bar.add_task(label, total=total)
-            if bar is not None:
+            if time.monotonic() > due:
+                due = time.monotonic() + _REFRESH_SECONDS
+                if bar is None:
+                    bar = Progress(console=Console(file=sys.stderr), transient=True)
+                    bar.start()
+                    task = bar.add_task(label, total=total)
                 bar.update(task, completed=done)
             yield step
     finally:

@@ -45,6 +45,13 @@ def tiny(tmp_path, chain) -> Path:
 # Recipes
 
 
+def test_a_misspelt_required_key_names_the_right_one(refused, tmp_path):
+    """Two errors in one: the key that is there is unknown, the one that is needed is missing."""
+    (tmp_path / "typo.toml").write_text('name = "x"\n[dta]\nkind = "dataset"\n[models.ease]\n')
+    assert "unknown key 'dta'" in refused("run", "typo.toml")
+    assert "did you mean 'data'?" in refused("run", "typo.toml")
+
+
 def test_unknown_recipe(refused):
     assert "did you mean 'movielens-100k'?" in refused("run", "movielens-10k")
     assert "movielens-100k" in refused("run", "zzz")
@@ -143,7 +150,7 @@ def test_prepare_never_replaces_something_else(refused, tmp_path, tiny):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("keep me")
     assert "something else" in refused("data", "prepare", tiny, "home")
-    assert "something else" in refused("data", "prepare", tiny, "tiny.toml")
+    assert "there is a file of this name" in refused("data", "prepare", tiny, "tiny.toml")
 
 
 def test_prepare_and_inspect(recsys, tiny, tmp_path):

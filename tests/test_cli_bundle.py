@@ -29,7 +29,7 @@ def damaged(bundle, tmp_path) -> Path:
 
 COMMANDS = [
     ("recommend", "copy", "--user", "3"),
-    ("recommend", "copy", "--all-users", "--to", "lists.parquet"),
+    ("recommend", "copy", "--all-users", "--out", "lists.parquet"),
     ("similar", "copy", "--item", "3"),
     ("serve", "copy", "--port", "0"),
     ("evaluate", "copy", "split"),
@@ -84,7 +84,7 @@ def test_who_is_it_for(refused, bundle):
         ("--user", "3", "--history", "1,2"),
         ("--user", "3", "--all-users"),
         ("--all-users",),
-        ("--user", "3", "--to", "x.parquet"),
+        ("--user", "3", "--out", "x.parquet"),
     ):
         assert "who is it for?" in refused("recommend", bundle, *wrong)
 
@@ -118,7 +118,7 @@ def test_text_ids_are_taken_as_they_are(recsys, refused, text_case):
 def test_k_and_width(refused, bundle):
     for k in (41, 0, -1):
         assert f"k = {k}" in refused("recommend", bundle, "--user", 3, "-k", k)
-        assert f"k = {k}" in refused("recommend", bundle, "--all-users", "--to", "x.parquet", "-k", k)
+        assert f"k = {k}" in refused("recommend", bundle, "--all-users", "--out", "x.parquet", "-k", k)
     assert "k = 40; expected 1 to 39" in refused("similar", bundle, "--item", 3, "-k", 40)
     assert "width 7; expected one of: 8, 16, 32" in refused("recommend", bundle, "--user", 3, "--width", 7)
     assert "not in the catalogue" in refused("similar", bundle, "--item", 999)
@@ -126,19 +126,19 @@ def test_k_and_width(refused, bundle):
 
 def test_lists_of_all_users(recsys, refused, cases, tmp_path):
     case = cases("ease")
-    assert recsys("recommend", case.path, "--all-users", "--to", "x.parquet", "-k", 4)[0] == 0
+    assert recsys("recommend", case.path, "--all-users", "--out", "x.parquet", "-k", 4)[0] == 0
     frame = pl.read_parquet(tmp_path / "x.parquet")
     assert frame.columns == ["user_id", "item_id", "rank", "score"] and len(frame) == 4 * len(case.user_ids)
     assert frame["rank"].to_list()[:4] == [1, 2, 3, 4]
     for to in ("absent/x.parquet", ".", "x.parquet/y"):
-        assert "cannot write here" in refused("recommend", case.path, "--all-users", "--to", to)
+        assert "cannot write here" in refused("recommend", case.path, "--all-users", "--out", to)
 
 
 def test_a_bundle_without_users(refused, cases, chain, tmp_path):
     case = cases("ease")
     content = content_of("ease", case.model, case.split, chain.items)
     write_bundle(tmp_path / "nobody", replace(content, users=None))
-    assert "holds no users" in refused("recommend", "nobody", "--all-users", "--to", "x.parquet")
+    assert "holds no users" in refused("recommend", "nobody", "--all-users", "--out", "x.parquet")
 
 
 def test_hostile_titles_are_printed_as_they_are(recsys, cases, chain, tmp_path):

@@ -1,4 +1,4 @@
-"""Prints the model x check matrix at the end of a session that ran the contracts."""
+"""Prints the model x check matrix after the contract tests."""
 
 from contracts.matrix import render
 
