@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from recsys.config import Config
+from recsys.errors import ModelError
 from recsys.models.base import FitContext, LoopedModel
 from recsys.models.layers import BlockNorm, NestedBlock
 from recsys.models.losses import nested_cross_entropy
@@ -239,7 +240,14 @@ class FMRLRec(LoopedModel[FMRLRecConfig]):
 
     @torch.inference_mode()
     def encode_items(self, feature_rows: Mapping[str, Dense]) -> np.ndarray:
-        """[N, D] vectors of unseen items from their content; each row depends on its own content alone."""
+        """[N, D] vectors of unseen items from their content; each row depends on its own content alone.
+
+        Raises ModelError where the model has ids alone.
+        """
+        if not self.config.tables:
+            raise ModelError(
+                "this fMRLRec has no feature tables", fix="fit it with models.fmrlrec.tables = [...]"
+            )
         self.module.eval()
         rows = self._whitened({name: feature_rows[name] for name in self.config.tables})
         tensors = {name: tuple(map(self._tensor, pair)) for name, pair in rows.items()}

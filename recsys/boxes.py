@@ -80,8 +80,8 @@ class Line:
             if not cached:
                 started(box)
                 box.make(box)
-                shutil.rmtree(box.scratch, ignore_errors=True)
                 made.append(box)
+            shutil.rmtree(box.scratch, ignore_errors=True)
             finished(box, cached)
         return made
 

@@ -10,6 +10,7 @@ LICENCE.txt          of the data
 reports/             metrics; outside bundle_id
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -142,7 +143,8 @@ def _write_vectors(path: Path, form: Form) -> list[dict[str, Any]]:
             data = np.ascontiguousarray(form.item_vectors_ID[:, start:end], "<f4").tobytes()
             handle.write(data)
             shape = [len(form.item_vectors_ID), end - start]
-            blocks.append({"width": end, "offset": offset, "shape": shape, "dtype": "<f4"})
+            block = {"width": end, "offset": offset, "shape": shape, "dtype": "<f4"}
+            blocks.append(block | {"sha256": hashlib.sha256(data).hexdigest()})
             offset += len(data)
     return blocks
 

@@ -49,7 +49,7 @@ def _explain(kind: type[BaseModel], error: ErrorDetails, where: object) -> Confi
 def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(
             "no such recipe file", where=path, fix=f"shipped recipes: {', '.join(shipped())}"
         ) from None

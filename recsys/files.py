@@ -23,7 +23,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

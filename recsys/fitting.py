@@ -42,7 +42,7 @@ class Job:
         """What the fitted model depends on; a closed-form model takes nothing from the loop but its parts
         and the validation metric it is compared by."""
         model_class = load_class(self.kind, MODELS, Model)
-        loop = self.train.model_dump(mode="json")
+        loop = self.train.model_dump(mode="json", exclude={"checkpoint_steps"})  # changes no result
         if not model_class.looped:
             loop = {key: loop[key] for key in ("fit_parts", "monitor")}
         seed = self.seed if model_class.looped else None

@@ -197,9 +197,9 @@ def _walk(
     finished: Callable[[Box, bool], None],
     until: str | None,
 ) -> RunResult:
+    line = plan(recipe, root, device=device)  # first: a wrong setting leaves no trace
     with locked(root):
         sweep(root)
-        line = plan(recipe, root, device=device)
         made = line.run(started, finished, until=until)
     return RunResult(recipe, line.boxes, tuple(box.name for box in made))
 

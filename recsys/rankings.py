@@ -23,11 +23,18 @@ class Rankings:
 
     @classmethod
     def from_scorer(
-        cls, scorer: Scorer, split: Split, part: str, depth: int, protocol: Protocol
+        cls,
+        scorer: Scorer,
+        split: Split,
+        part: str,
+        depth: int,
+        protocol: Protocol,
+        *,
+        fit_parts: Sequence[str] = ("train",),
     ) -> "Rankings":
-        """The first `depth` items of every query under the protocol's masking."""
+        """The first `depth` items of every query under the protocol's masking; fit_parts as in `evaluate`."""
         asked = split.queries(part)
-        train = split.fit_log().sequences
+        train = split.fit_log(fit_parts).sequences
         lists_QK = rank_all(scorer, asked, protocol, train, None, None, None, list_depth=depth).lists_QK
         rows, places = np.nonzero(lists_QK >= 0)
         return cls(

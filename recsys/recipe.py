@@ -1,15 +1,18 @@
 """Recipe: the whole of a run in one typed value, as read from TOML, a Dataset path and overrides."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from recsys.config import Config, override, parse, read_recipe
 from recsys.errors import ConfigError
 from recsys.protocol import Protocol
 from recsys.split_config import SplitConfig
 from recsys.train_config import TrainConfig
+
+_NAME = re.compile(r"[A-Za-z0-9][\w\-]*", re.ASCII)
 
 
 class SelectConfig(Config):
@@ -82,6 +85,13 @@ class Recipe(Config):
         if not models:
             raise ValueError("at least one model")
         return models
+
+    @model_validator(mode="after")
+    def _names(self):
+        for name in (self.name, *self.features, *self.models):
+            if not _NAME.fullmatch(name):  # names stand in folder names and metric keys
+                raise ValueError(f"names of letters, digits, - and _; {name!r} is none")
+        return self
 
 
 def load_recipe(

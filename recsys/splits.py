@@ -154,8 +154,14 @@ class Split:
     def load(cls, folder: Path) -> "Split":
         try:
             manifest = json.loads((folder / "split.json").read_text())
-        except FileNotFoundError:
+            config = SplitConfig.model_validate(manifest["config"])
+        except (FileNotFoundError, NotADirectoryError):
             raise SplitError("not a split folder (no split.json)", where=folder) from None
+        except (ValueError, KeyError, TypeError) as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise SplitError(
+                f"split.json is damaged ({reason})", where=folder, fix="make the split again"
+            ) from None
         users = pl.read_parquet(folder / "users.parquet")[schema.USER]
         items = pl.read_parquet(folder / "items.parquet")[schema.ITEM]
         frame = pl.read_parquet(folder / "log.parquet")
@@ -167,7 +173,6 @@ class Split:
             len(users),
             len(items),
         )
-        config = SplitConfig.model_validate(manifest["config"])
         return cls(
             config,
             manifest["dataset_fingerprint"],

@@ -11,7 +11,7 @@ from recsys import schema, splits
 from recsys.boxes import Box
 from recsys.bundle import Bundle, BundleContent, user_histories, write_bundle
 from recsys.dataset import Dataset
-from recsys.errors import ModelError
+from recsys.errors import ConfigError, ModelError, nearest
 from recsys.evaluate import Evaluation, evaluate
 from recsys.features.base import Extractor
 from recsys.features.extract import extract
@@ -117,8 +117,12 @@ def make_bundle(
 ) -> None:
     """Freeze the selected model, and check that its torch-free form scores what the model scores."""
     dataset, split, model = Dataset.open(data.folder), Split.load(split_box.folder), one.model()
-    columns = [name for name in recipe.bundle.columns if name in dataset.items.columns]
-    shown = dataset.items.select(schema.ITEM, *columns)
+    unknown = [name for name in recipe.bundle.columns if name not in dataset.items.columns]
+    if unknown:
+        raise ConfigError(
+            f"bundle.columns names {unknown[0]!r}", fix=nearest(unknown[0], dataset.items.columns)
+        )
+    shown = dataset.items.select(schema.ITEM, *recipe.bundle.columns)
     items = split.item_ids.to_frame(schema.ITEM).join(
         shown, on=schema.ITEM, how="left", maintain_order="left"
     )
@@ -197,6 +201,7 @@ def make_report(
     with new_folder(box.folder) as folder:
         report.save(folder)
         draw(report, [one.facts() for one in fits], folder)
+    write_json(bundle.folder / "reports" / "test.json", {"models": report.models, "facts": report.facts})
 
 
 def make_tracking(box: Box, recipe: Recipe, mlflow_run: Box, report_box: Box, bundle: Box) -> None:

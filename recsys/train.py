@@ -93,7 +93,10 @@ def fit(
                 raise TrainingError(
                     f"loss is {loss.item()} at epoch {at.epoch + 1}, step {step}", where=parts
                 )
-            accelerator.backward(loss / config.accumulate)
+            first = (
+                step - step % config.accumulate
+            )  # of the batches that make this step; the last may be fewer
+            accelerator.backward(loss / min(config.accumulate, per_epoch - first))
             for name, value in {"loss": loss.item(), **parts}.items():
                 at.sums[name] = at.sums.get(name, 0.0) + value
             if (step + 1) % config.accumulate == 0 or step + 1 == per_epoch:
@@ -115,6 +118,8 @@ def fit(
         metrics["seconds"] = time.monotonic() - started
         if ctx.validate is not None:
             metrics["valid"] = ctx.validate(model)
+            if not math.isfinite(metrics["valid"]):
+                raise TrainingError(f"the validation metric is {metrics['valid']} after epoch {at.epoch + 1}")
         if ctx.validate is None or at.best_metric is None or metrics["valid"] > at.best_metric:
             at.best_epoch, at.best_metric = at.epoch, metrics.get("valid")
             best = {name: value.detach().cpu().clone() for name, value in model.module.state_dict().items()}

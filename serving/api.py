@@ -134,8 +134,8 @@ def _documented(refusals: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
 
 
 def _problem(status: int, title: str, detail: str) -> Response:
-    """Problem details, the detail cut short where a client's own words made it long."""
-    problem = wire.Problem(title=title, status=status, detail=detail[:_DETAIL_LENGTH])
+    """Problem details in one line, cut short where a client's own words made it long."""
+    problem = wire.Problem(title=title, status=status, detail=" ".join(detail.split())[:_DETAIL_LENGTH])
     return Response(json.dumps(problem.model_dump()), status, media_type=_PROBLEM_TYPE)
 
 

@@ -128,23 +128,21 @@ class RankingEngine:
         )
 
     def similar(self, item_id: Id, k: int = 10) -> Ranked:
-        """The k items most alike by the model (cosine of its item vectors).
+        """The k items most alike by the model: cosine of its item vectors, or its item-item weights.
 
-        Raises RequestError for an unknown item, k beyond the catalogue, or a model that has no item vectors.
+        Raises RequestError for an unknown item, k beyond the catalogue, or a model that knows no similarity.
         """
         index = self.index_of.get(self.parse_id("item", item_id))
         if index is None:
             raise RequestError(f"item {item_id!r} is not in the catalogue", fix="send an item of this bundle")
         if not 1 <= k < len(self.item_ids):
             raise RequestError(f"k = {k}", expected=f"1 to {len(self.item_ids) - 1}, the other items")
-        vectors_ID = self.program.similar_vectors()
-        if vectors_ID is None:
+        alike = self.program.similarity(index)
+        if alike is None:
             raise RequestError(f"the model {self.bundle.manifest['model']!r} knows no similarity of items")
-        norms_I = np.maximum(np.linalg.norm(vectors_ID, axis=1), 1e-12)
-        cosine_I = vectors_ID @ vectors_ID[index] / (norms_I * norms_I[index])
-        cosine_I[index] = -np.inf
-        order = np.argsort(-cosine_I, kind="stable")[:k]
-        return Ranked(self._lines(order, cosine_I[order]))
+        others = np.delete(np.arange(len(alike)), index)
+        order = others[np.argsort(-alike[others], kind="stable")[:k]]
+        return Ranked(self._lines(order, alike[order]))
 
     def observe(self, event_id: str, user_id: Id, item_id: Id, at: int | None = None) -> bool:
         """Keep an event; False where this event_id was kept before. `at`: UTC seconds, the clock's time by default.

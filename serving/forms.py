@@ -1,6 +1,7 @@
 """The torch-free programs that a serving form names. NumPy only; scores equal the model's to 1e-5."""
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -28,8 +29,8 @@ class Program(ABC):
     ) -> np.ndarray:
         """[Q, I], or the columns of candidates [C] or [Q, C] (-1 gives -inf); float32."""
 
-    def similar_vectors(self) -> np.ndarray | None:
-        """[I, D] rows whose cosine says how alike items are; None where the program has none."""
+    def similarity(self, item: int) -> np.ndarray | None:
+        """[I] how alike every item is to this one, by the model; None where the program cannot say."""
         return None
 
 
@@ -70,15 +71,9 @@ class ItemItem(Program):
             arrays["indices"][places], weights=arrays["data"][places], minlength=len(indptr) - 1
         )
 
-    def similar_vectors(self) -> np.ndarray:
-        arrays = self.form.arrays
-        if "dense" in arrays:
-            return arrays["dense"]
-        size = len(arrays["indptr"]) - 1
-        rows = np.repeat(np.arange(size), np.diff(arrays["indptr"]))
-        dense = np.zeros((size, size), np.float32)
-        dense[rows, arrays["indices"]] = arrays["data"]
-        return dense
+    def similarity(self, item: int) -> np.ndarray:
+        """What the item says about every other: its row of W."""
+        return self._sum(np.array([item]))
 
 
 class LRUProgram(Program):
@@ -105,8 +100,14 @@ class LRUProgram(Program):
         scores_QC = np.einsum("qd,qcd->qc", vectors_QD, items_ID[safe]) + bias_I[safe]
         return np.where(candidates < 0, -np.inf, scores_QC).astype(np.float32)
 
-    def similar_vectors(self) -> np.ndarray:
-        return self.form.item_vectors_ID
+    @cached_property
+    def _unit_vectors_ID(self) -> np.ndarray:
+        vectors_ID = self.form.item_vectors_ID
+        return vectors_ID / np.maximum(np.linalg.norm(vectors_ID, axis=1, keepdims=True), 1e-12)
+
+    def similarity(self, item: int) -> np.ndarray:
+        """Cosine of the item vectors."""
+        return self._unit_vectors_ID @ self._unit_vectors_ID[item]
 
 
 PROGRAMS: dict[str, type[Program]] = {"popularity": Popularity, "item_item": ItemItem, "lru": LRUProgram}

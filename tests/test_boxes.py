@@ -87,10 +87,11 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
         "train",
         {
             "epochs": 3, "lr": 0.1, "weight_decay": 0.1, "warmup": 5, "schedule": "cosine", "clip": 1.0,
-            "accumulate": 2, "precision": "bf16", "patience": 1, "checkpoint_steps": 7,
+            "accumulate": 2, "precision": "bf16", "patience": 1,
         },
         LOOP,
     ),
+    "train.checkpoint_steps": (7, NOTHING),
     # every model is compared by the validation metric, and fitted on the parts: closed-form ones too
     "train.fit_parts": (["train", "valid"], FITS | TESTS | CHOSEN),
     **every(

@@ -229,22 +229,23 @@ def test_a_repeated_candidate_is_refused(engine):
 
 
 @pytest.mark.parametrize("name", ["fmrlrec", "ease", "itemknn"])
-def test_similar_is_the_cosine_of_the_models_vectors(cases, name):
+def test_similar_is_what_the_model_holds_alike(cases, name):
     case = cases(name)
     if name == "fmrlrec":
         vectors = case.model.item_vectors()
-    else:  # an item is what it says about the others
+        lengths = np.linalg.norm(vectors, axis=1)
+        alike = vectors @ vectors.T / np.outer(lengths, lengths)
+    else:  # what a history of one item says about the others
         alone = case.model.score(Queries.of([[item] for item in range(40)]))
-        vectors = alone - case.model.score(Queries.of([[]]))
+        alike = alone - case.model.score(Queries.of([[]]))
     engine = RankingEngine(case.bundle)
     for item in (0, 17, 39):
-        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[item])
-        cosine = {other: float(vectors[other] @ vectors[item] / lengths[other]) for other in range(40)}
+        expected = dict(enumerate(alike[item].tolist()))
         ranked = engine.similar(item, 39)
         assert sorted([*ids(ranked), item]) == list(range(40))
         for line in ranked.items:
-            assert line.score == pytest.approx(cosine[line.item_id], abs=1e-4)
-        best = sorted((cosine[other] for other in range(40) if other != item), reverse=True)
+            assert line.score == pytest.approx(expected[line.item_id], abs=1e-4)
+        best = sorted((expected[other] for other in range(40) if other != item), reverse=True)
         assert [line.score for line in engine.similar(item, 5).items] == pytest.approx(best[:5], abs=1e-4)
 
 
