@@ -10,6 +10,10 @@ Public names are loaded on first use, so that `import recsys` stays light.
 from importlib import import_module
 from importlib.metadata import version
 
+from recsys import torchvision_cure
+
+torchvision_cure.install()
+
 __version__ = version("recsys")
 
 _PUBLIC = {

