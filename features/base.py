@@ -11,7 +11,10 @@ import polars as pl
 from pydantic import Field
 
 from recsys.config import Config
+from recsys.dataset import Dataset
+from recsys.features.table import Table
 from recsys.files import digest
+from recsys.splits import Split
 
 
 class ExtractorConfig(Config):
@@ -30,20 +33,41 @@ class ExtractorConfig(Config):
 ConfigT = TypeVar("ConfigT", bound=ExtractorConfig)
 
 
-class Extractor(ABC, Generic[ConfigT]):
-    """Raw content of one modality to vectors. Subclasses set `Config` and fill in the four methods."""
+class TableMaker(ABC, Generic[ConfigT]):
+    """What makes a table of [features.*]: a modality, a config, an identity."""
 
     modality: ClassVar[str]
     Config: ClassVar[type[ExtractorConfig]]
-    chunk_rows: ClassVar[int] = 512
-    """Rows encoded between two commits to the store; a killed extraction repeats at most one chunk."""
 
     def __init__(self, config: ConfigT):
         self.config = config
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:
-        """Everything a vector depends on besides its content: encoder, weights hash, preprocessing, template."""
+        """Everything a row depends on besides its content: encoder, weights hash, preprocessing, template."""
+
+
+class FittedExtractor(TableMaker[ConfigT]):
+    """Fitted on the train part and applied to every row: vocabularies, statistics, projections.
+
+    Its table carries the split's id and refuses to be used under another one.
+    """
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the feature tables that it stands on."""
+        return ()
+
+    @abstractmethod
+    def table(self, name: str, dataset: Dataset, split: Split, tables: Mapping[str, Table]) -> Table:
+        """The table `name`; `tables` holds those named by `sources`."""
+
+
+class Extractor(TableMaker[ConfigT]):
+    """Raw content of one modality to vectors. Subclasses set `Config` and fill in the methods."""
+
+    chunk_rows: ClassVar[int] = 512
+    """Rows encoded between two commits to the store; a killed extraction repeats at most one chunk."""
 
     @abstractmethod
     def contents(self, rows: pl.DataFrame, media_root: Path | None) -> list[str | Path | None]:

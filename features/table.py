@@ -12,41 +12,24 @@ import polars as pl
 from recsys.errors import FeatureError
 from recsys.files import digest, file_sha256, new_folder, write_json
 from recsys.schema import Dense
+from recsys.splits import positions
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
-class FeatureTable:
-    """Vectors of one modality by id.
+class Table:
+    """What tables of features share: rows by id, with provenance.
 
-    ids: typed, verbatim. values_EF: float32, absent rows hold NaN so that a forgotten mask fails the finite
-    check of training. present_E: bool. hashes_E: content hash of each row's source ("" where absent).
-    manifest: extractor, weights hash, preprocessing, template; `split_id` where the table was fitted.
+    ids: typed, verbatim. hashes_E: content hash of each row's source ("" where absent). manifest: extractor, weights
+    hash, preprocessing, template; `split_id` where the table was fitted.
     """
 
     entity: Literal["item", "user"]
     name: str
     ids: pl.Series
-    values_EF: np.ndarray
-    present_E: np.ndarray
     hashes_E: tuple[str, ...]
     manifest: Mapping[str, Any]
-
-    def __post_init__(self):
-        rows = len(self.ids)
-        if not len(self.values_EF) == len(self.present_E) == len(self.hashes_E) == rows:
-            raise FeatureError("rows of ids, values, mask and hashes differ", where=self.name)
-        if not np.isfinite(self.values_EF[self.present_E]).all():
-            raise FeatureError(
-                "a present row holds NaN or infinity", where=self.name, fix="check the extractor"
-            )
-        if not np.isnan(self.values_EF[~self.present_E]).all():
-            raise FeatureError("an absent row holds numbers", where=self.name, expected="NaN in absent rows")
-
-    @property
-    def width(self) -> int:
-        return self.values_EF.shape[1]
 
     @property
     def fingerprint(self) -> str:
@@ -65,13 +48,60 @@ class FeatureTable:
                 fix="extract it again",
             )
 
-    def align(self, ids: pl.Series) -> Dense:
-        """Rows in the order of `ids`; an id without a row is absent."""
+    def write_header(self, folder: Path, kind: Literal["dense", "fields"], values: str) -> None:
+        """table.json beside the rows and the file `values`."""
+        header = {
+            "version": VERSION,
+            "kind": kind,
+            "entity": self.entity,
+            "name": self.name,
+            "manifest": dict(self.manifest),
+            "values": file_sha256(folder / values),
+            "fingerprint": self.fingerprint,
+        }
+        write_json(folder / "table.json", header)
+
+    def check_fingerprint(self, folder: Path, expected: str) -> None:
+        """Raises FeatureError where the rows are not those that were saved."""
+        if self.fingerprint != expected:
+            raise FeatureError("rows and fingerprint differ", where=folder, fix="extract the table again")
+
+    def places(self, ids: pl.Series) -> np.ndarray:
+        """Row of every id, -1 where there is none. Raises FeatureError for ids of another type."""
         if ids.dtype != self.ids.dtype:
             raise FeatureError(f"ids are {self.ids.dtype}", where=self.name, expected=str(ids.dtype))
-        rows = pl.DataFrame({"id": self.ids, "row": np.arange(len(self.ids))})
-        found = ids.to_frame("id").join(rows, on="id", how="left", maintain_order="left")["row"]
-        row_E = found.fill_null(-1).to_numpy()
+        return positions(ids, self.ids)
+
+
+@dataclass(frozen=True)
+class FeatureTable(Table):
+    """Vectors of one modality by id.
+
+    values_EF: float32, absent rows hold NaN so that a forgotten mask fails the finite check of training.
+    present_E: bool.
+    """
+
+    values_EF: np.ndarray
+    present_E: np.ndarray
+
+    def __post_init__(self):
+        rows = len(self.ids)
+        if not len(self.values_EF) == len(self.present_E) == len(self.hashes_E) == rows:
+            raise FeatureError("rows of ids, values, mask and hashes differ", where=self.name)
+        if not np.isfinite(self.values_EF[self.present_E]).all():
+            raise FeatureError(
+                "a present row holds NaN or infinity", where=self.name, fix="check the extractor"
+            )
+        if not np.isnan(self.values_EF[~self.present_E]).all():
+            raise FeatureError("an absent row holds numbers", where=self.name, expected="NaN in absent rows")
+
+    @property
+    def width(self) -> int:
+        return self.values_EF.shape[1]
+
+    def align(self, ids: pl.Series) -> Dense:
+        """Rows in the order of `ids`; an id without a row is absent."""
+        row_E = self.places(ids)
         values_EF = np.full((len(ids), self.width), np.nan, np.float32)
         known_E = row_E >= 0
         values_EF[known_E] = self.values_EF[row_E[known_E]]
@@ -83,49 +113,55 @@ class FeatureTable:
         """A copy with `share` of the present rows made absent, for missing-modality experiments."""
         present = np.flatnonzero(self.present_E)
         chosen = np.random.default_rng(seed).permutation(present)[: round(share * len(present))]
-        values, mask = self.values_EF.copy(), self.present_E.copy()
-        values[chosen], mask[chosen] = np.nan, False
-        gone = set(chosen.tolist())
-        hashes = tuple("" if row in gone else value for row, value in enumerate(self.hashes_E))
+        values_EF, present_E = self.values_EF.copy(), self.present_E.copy()
+        values_EF[chosen], present_E[chosen] = np.nan, False
+        hashes_E = tuple(np.where(present_E, self.hashes_E, "").tolist())
         manifest = dict(self.manifest) | {"hidden": share, "hidden_seed": seed}
-        return replace(self, values_EF=values, present_E=mask, hashes_E=hashes, manifest=manifest)
+        return replace(self, values_EF=values_EF, present_E=present_E, hashes_E=hashes_E, manifest=manifest)
 
     def save(self, folder: Path) -> None:
         with new_folder(folder) as target:
             np.save(target / "values.npy", self.values_EF, allow_pickle=False)
             rows = pl.DataFrame({"id": self.ids, "present": self.present_E, "hash": list(self.hashes_E)})
             rows.write_parquet(target / "rows.parquet")
-            header = {
-                "version": VERSION,
-                "entity": self.entity,
-                "name": self.name,
-                "manifest": dict(self.manifest),
-                "values": file_sha256(target / "values.npy"),
-            }
-            write_json(target / "table.json", header | {"fingerprint": self.fingerprint})
+            self.write_header(target, "dense", "values.npy")
 
     @classmethod
     def load(cls, folder: Path) -> "FeatureTable":
         """Raises FeatureError where the folder is no table, or its rows or values were changed."""
-        try:
-            header = json.loads((folder / "table.json").read_text())
-        except FileNotFoundError:
-            raise FeatureError(
-                "not a feature table (no table.json)", where=folder, fix="recsys features extract"
-            ) from None
-        if file_sha256(folder / "values.npy") != header["values"]:
-            raise FeatureError("the values were changed", where=folder, fix="extract the table again")
+        header = read_header(folder, "dense")
+        check_values(folder / "values.npy", header)
         rows = pl.read_parquet(folder / "rows.parquet")
         values_EF = np.load(folder / "values.npy", allow_pickle=False)
         table = cls(
             header["entity"],
             header["name"],
             rows["id"],
-            values_EF,
-            rows["present"].to_numpy(),
             tuple(rows["hash"].to_list()),
             header["manifest"],
+            values_EF,
+            rows["present"].to_numpy(),
         )
-        if table.fingerprint != header["fingerprint"]:
-            raise FeatureError("rows and fingerprint differ", where=folder, fix="extract the table again")
+        table.check_fingerprint(folder, header["fingerprint"])
         return table
+
+
+def read_header(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """table.json. Raises FeatureError where there is none, it is damaged, or the table is of another kind."""
+    again = "recsys features extract"
+    try:
+        header = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        found = header["kind"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise FeatureError("not a feature table (no table.json)", where=folder, fix=again) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise FeatureError(f"table.json is damaged ({error})", where=folder, fix=again) from None
+    if kind not in (None, found):
+        raise FeatureError(f"a table of kind {found!r}", where=folder, expected=repr(kind))
+    return header
+
+
+def check_values(path: Path, header: Mapping[str, Any]) -> None:
+    """Raises FeatureError where the values file is missing or was changed."""
+    if not path.is_file() or file_sha256(path) != header["values"]:
+        raise FeatureError("the values were changed", where=path.parent, fix="extract the table again")

@@ -14,6 +14,7 @@ import numpy as np
 
 from recsys.config import Config
 from recsys.errors import ModelError
+from recsys.fields import Fields, as_vectors
 from recsys.schema import Dense, Form, Log, Queries
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 class FitContext:
     """All that fitting may see. There is no field for test rows, ids or frames.
 
-    train: the interactions to learn from, as index arrays. tables: (entity, name) -> vectors in catalogue
-    order. validate: called by the loop with the model, returns the monitored metric (higher is better).
-    folder: where checkpoints lie; None = keep none.
+    train: the interactions to learn from, as index arrays. tables: (entity, name) -> vectors or typed fields in
+    catalogue order. validate: called by the loop with the model, returns the monitored metric (higher is
+    better). folder: where checkpoints lie; None = keep none.
     """
 
     train: Log
-    tables: Mapping[tuple[str, str], Dense] = field(default_factory=dict)
+    tables: Mapping[tuple[str, str], Dense | Fields] = field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
     folder: Path | None = None
@@ -45,13 +46,13 @@ class FitContext:
         return self.train.num_users
 
     def item_table(self, name: str) -> Dense:
-        """Raises ModelError where the run has no such table."""
+        """Vectors of the items; typed fields come as columns. Raises ModelError where the run has no such table."""
         if ("item", name) not in self.tables:
             known = ", ".join(sorted(name for entity, name in self.tables if entity == "item")) or "none"
             raise ModelError(
                 f"no item feature table {name!r}", expected=f"one of: {known}", fix="add [features.*]"
             )
-        return self.tables["item", name]
+        return as_vectors(self.tables["item", name])
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

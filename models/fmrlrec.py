@@ -17,11 +17,11 @@ from torch import nn
 
 from recsys.config import Config
 from recsys.errors import ModelError
+from recsys.features.whitening import Whitening
 from recsys.models.base import FitContext, LoopedModel
 from recsys.models.layers import BlockNorm, NestedBlock
 from recsys.models.losses import nested_cross_entropy
 from recsys.models.packing import pack, windows
-from recsys.models.whitening import Whitening
 from recsys.schema import Dense, Form, Queries, Ragged, legal_width, pick
 
 Share = Annotated[float, Field(ge=0, lt=1)]

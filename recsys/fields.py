@@ -67,6 +67,31 @@ class Fields:
         return Dense(values_EF, present_E)
 
 
+def as_vectors(table: Dense | Fields) -> Dense:
+    """The table for what takes vectors only."""
+    return table.dense() if isinstance(table, Fields) else table
+
+
+def node_list(
+    field: Categorical | MultiValued, max_degree: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, codes): the edges between rows and the values they have, for graph models; unseen values make none.
+
+    A value that more than `max_degree` rows have keeps that many of its edges, drawn at random, so that no genre
+    becomes a hub that everything hangs on.
+    """
+    if isinstance(field, MultiValued):
+        rows, codes = field.codes.flat()
+    else:
+        rows = np.flatnonzero(field.present_E)
+        codes = field.codes_E[rows]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    order = order[np.argsort(codes[order], kind="stable")]
+    place = np.arange(len(order)) - np.searchsorted(codes[order], codes[order], side="left")
+    kept = np.sort(order[(place < max_degree) & (codes[order] > 0)])
+    return rows[kept], codes[kept]
+
+
 def _columns(field: Field) -> np.ndarray:
     if isinstance(field, Numeric):
         return np.where(field.present_E, field.values_E, 0)[:, None].astype(np.float32)

@@ -15,7 +15,8 @@ from recsys.boxes import Box
 from recsys.config import Config, parse
 from recsys.errors import ConfigError, nearest
 from recsys.evaluate import validation_metric
-from recsys.features.table import FeatureTable
+from recsys.features.field_table import load_table
+from recsys.fields import Fields
 from recsys.files import new_folder, write_json
 from recsys.models.base import FitContext, Model
 from recsys.registry import MODELS, load_class
@@ -109,14 +110,14 @@ def context(
     return FitContext(log, known, job.seed, job.device, folder, validate if validates else None)
 
 
-def aligned_tables(split: Split, tables: Mapping[str, Box]) -> dict[tuple[str, str], Dense]:
+def aligned_tables(split: Split, tables: Mapping[str, Box]) -> dict[tuple[str, str], Dense | Fields]:
     """(entity, name) -> rows in the split's order of items or users.
 
     Raises FeatureError for a table fitted under another split.
     """
     aligned = {}
     for name, box in tables.items():
-        table = FeatureTable.load(box.folder)
+        table = load_table(box.folder)
         table.check_split(split.id)
         ids = split.item_ids if table.entity == "item" else split.user_ids
         aligned[table.entity, name] = table.align(ids)

@@ -9,7 +9,9 @@ from pathlib import Path
 from recsys import bundle as bundles
 from recsys import fitting, splits, steps
 from recsys.boxes import Box, Line, sweep
+from recsys.errors import ConfigError, nearest
 from recsys.features import table as feature_tables
+from recsys.features.base import FittedExtractor, TableMaker
 from recsys.features.extract import make_extractor
 from recsys.files import locked
 from recsys.models.base import Model
@@ -51,7 +53,7 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
         {"data": data},
         version=splits.VERSION,
     )
-    tables = {name: _features(line, name, recipe.features[name], data) for name in recipe.features}
+    tables = _features(line, recipe, data, split)
     fits = _fits(line, recipe, split, tables, device)
     select = line.add(
         "select", lambda box: fitting.make_selection(box, fits), {}, {fit.box.name: fit.box for fit in fits}
@@ -93,18 +95,49 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
     return line
 
 
-def _features(line: Line, name: str, table: Mapping, data: Box) -> Box:
-    extractor = make_extractor(table, where=f"features.{name}")
-    settings = dict(extractor.identity()) | extractor.config.model_dump(
+def _features(line: Line, recipe: Recipe, data: Box, split: Box) -> dict[str, Box]:
+    """A box per table, each after the tables that it stands on. Raises ConfigError where there is none of that name,
+    or tables stand on each other."""
+    makers = {
+        name: make_extractor(table, where=f"features.{name}") for name, table in recipe.features.items()
+    }
+    made: dict[str, Box] = {}
+
+    def add(name: str, path: tuple[str, ...]) -> Box:
+        if name in path:
+            raise ConfigError(f"features stand on each other: {' -> '.join((*path, name))}")
+        if name not in makers:
+            raise ConfigError(f"features.{path[-1]} names {name!r}", fix=nearest(name, makers))
+        if name not in made:
+            made[name] = _table(
+                line, name, makers[name], data, split, lambda source: add(source, (*path, name))
+            )
+        return made[name]
+
+    for name in makers:
+        add(name, ())
+    return {name: made[name] for name in makers}
+
+
+def _table(
+    line: Line, name: str, maker: TableMaker, data: Box, split: Box, source: Callable[[str], Box]
+) -> Box:
+    settings = dict(maker.identity()) | maker.config.model_dump(
         mode="json", include={"entity", "hide", "hide_seed"}
     )
-    return line.add(
-        f"features.{name}",
-        lambda box: steps.make_features(box, extractor, name, data),
-        settings,
-        {"data": data},
-        version=feature_tables.VERSION,
-    )
+    upstream = {"data": data}
+    if isinstance(maker, FittedExtractor):
+        sources = {other: source(other) for other in maker.sources}
+        upstream |= {"split": split} | sources
+
+        def make(box: Box) -> None:
+            steps.make_fitted_features(box, maker, name, data, split, sources)
+    else:
+
+        def make(box: Box) -> None:
+            steps.make_features(box, maker, name, data)
+
+    return line.add(f"features.{name}", make, settings, upstream, version=feature_tables.VERSION)
 
 
 def _fits(

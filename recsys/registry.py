@@ -14,6 +14,8 @@ MODELS = {
 EXTRACTORS = {
     "text": "recsys.features.text:TextExtractor",
     "image": "recsys.features.image:ImageExtractor",
+    "metadata": "recsys.features.metadata:MetadataExtractor",
+    "reduce": "recsys.features.reduce:ReduceExtractor",
 }
 
 ClassT = TypeVar("ClassT")

@@ -13,9 +13,10 @@ from recsys.bundle import Bundle, BundleContent, user_histories, write_bundle
 from recsys.dataset import Dataset
 from recsys.errors import ConfigError, ModelError, nearest
 from recsys.evaluate import Evaluation, evaluate
-from recsys.features.base import Extractor
+from recsys.features.base import Extractor, FittedExtractor
 from recsys.features.extract import extract
-from recsys.features.table import FeatureTable
+from recsys.features.field_table import load_table
+from recsys.fields import as_vectors
 from recsys.files import new_folder, write_json
 from recsys.fitting import Fit, aligned_tables
 from recsys.ledger import write_look
@@ -42,6 +43,14 @@ def make_features(box: Box, extractor: Extractor, name: str, data: Box) -> None:
     write_json(box.folder / "summary.json", vars(summary))
 
 
+def make_fitted_features(
+    box: Box, maker: FittedExtractor, name: str, data: Box, split: Box, sources: Mapping[str, Box]
+) -> None:
+    tables = {source: load_table(made.folder) for source, made in sources.items()}
+    table = maker.table(name, Dataset.open(data.folder), Split.load(split.folder), tables)
+    table.save(box.folder)
+
+
 def make_test(box: Box, protocol: Protocol, one: Fit, split_box: Box, tables: Mapping[str, Box]) -> None:
     """The test part, once per (model, split, protocol)."""
     split = Split.load(split_box.folder)
@@ -52,7 +61,7 @@ def make_test(box: Box, protocol: Protocol, one: Fit, split_box: Box, tables: Ma
         "test",
         protocol,
         fit_parts=one.job.train.fit_parts,
-        tables={name: table for (entity, name), table in known.items() if entity == "item"},
+        tables={name: as_vectors(table) for (entity, name), table in known.items() if entity == "item"},
         name=one.job.name,
     )
     result.save(box.folder)
@@ -102,7 +111,7 @@ def fingerprints(data: Box, split: Box, tables: Mapping[str, Box]) -> dict[str, 
     return {
         "dataset": Dataset.open(data.folder).fingerprint,
         "split": Split.load(split.folder).id,
-        "features": {name: FeatureTable.load(box.folder).fingerprint for name, box in tables.items()},
+        "features": {name: load_table(box.folder).fingerprint for name, box in tables.items()},
     }
 
 

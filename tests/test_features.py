@@ -234,7 +234,7 @@ def test_extractors_are_named_in_one_line():
         make_extractor({"kind": "text", "templat": "{title}"}, where="features.x")
     with pytest.raises(ConfigError, match=r"at least one \{column\}"):
         make_extractor({"kind": "text", "template": "title"}, where="features.x")
-    with pytest.raises(ConfigError, match="is not a Extractor"):
+    with pytest.raises(ConfigError, match="is not a TableMaker"):
         make_extractor({"kind": "recsys.models.fmrlrec:FMRLRec"}, where="features.x")
 
 

@@ -15,7 +15,7 @@ from recsys.evaluate import validation_metric
 from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig, training_batch
 from recsys.models.layers import BlockNorm, NestedLinear, increments
 from recsys.models.losses import nested_cross_entropy
-from recsys.models.whitening import Whitening
+from recsys.features.whitening import Whitening
 from recsys.schema import Dense, Queries, Ragged
 from recsys.serving.lru import LRU
 from recsys.train import fit

@@ -1,4 +1,4 @@
-"""PCA whitening of frozen features, fitted on the items that training saw."""
+"""PCA of frozen features, with or without whitening, fitted on the items that training saw."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,15 @@ from recsys.schema import Dense
 
 @dataclass(frozen=True)
 class Whitening:
-    """x -> (x - mean_F) @ map_FK: decorrelated, unit variance on the fitted rows."""
+    """x -> (x - mean_F) @ map_FK: decorrelated and, where scaled, of unit variance on the fitted rows."""
 
     mean_F: np.ndarray
     map_FK: np.ndarray
 
     @classmethod
-    def fit(cls, table: Dense, fitted_I: np.ndarray, dims: int, *, floor: float = 1e-6) -> "Whitening":
+    def fit(
+        cls, table: Dense, fitted_I: np.ndarray, dims: int, *, scaled: bool = True, floor: float = 1e-6
+    ) -> "Whitening":
         """From the rows that are present and in `fitted_I`; directions of next to no variance are dropped.
 
         Where fewer than two such rows differ there is nothing to tell apart: everything maps to one zero.
@@ -29,7 +31,7 @@ class Whitening:
         order = order[values[order] > floor * values.max()]
         # eigenvectors come with an arbitrary sign: fix it, so that equal data gives equal features
         signs = np.sign(vectors[np.abs(vectors[:, order]).argmax(axis=0), order])
-        map_FK = vectors[:, order] * signs / np.sqrt(values[order])
+        map_FK = vectors[:, order] * signs / (np.sqrt(values[order]) if scaled else 1.0)
         return cls(mean_F.astype(np.float32), map_FK.astype(np.float32))
 
     def __call__(self, values_EF: np.ndarray, present_E: np.ndarray) -> np.ndarray:

@@ -1,0 +1,102 @@
+"""FieldTable: typed attributes of the items or users by id, with provenance and a presence mask per field."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from recsys.errors import FeatureError
+from recsys.features.table import FeatureTable, Table, check_values, read_header
+from recsys.fields import Categorical, Field, Fields, MultiValued, Numeric
+from recsys.files import new_folder
+from recsys.schema import Ragged
+
+
+@dataclass(frozen=True)
+class FieldTable(Table):
+    """One column per field; null = absent.
+
+    frame: Int64 codes of a categorical field, List(Int64) codes of a multi-valued one, Float32 of a numeric one.
+    manifest["fields"]: name -> {kind: categorical | multi | numeric, size: number of codes, ...}.
+    """
+
+    frame: pl.DataFrame
+
+    def __post_init__(self):
+        described = self.manifest["fields"]
+        if self.frame.columns != list(described):
+            raise FeatureError(
+                f"columns {self.frame.columns}", where=self.name, expected=f"the fields {list(described)}"
+            )
+        if not len(self.frame) == len(self.ids) == len(self.hashes_E):
+            raise FeatureError("rows of ids, fields and hashes differ", where=self.name)
+
+    @property
+    def present_E(self) -> np.ndarray:
+        """Rows with at least one field."""
+        return self.frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series().to_numpy()
+
+    def align(self, ids: pl.Series) -> Fields:
+        """Rows in the order of `ids`; every field of an id without a row is absent."""
+        row_E = self.places(ids)
+        rows = pl.select(pl.when(pl.lit(row_E) >= 0).then(pl.lit(row_E))).to_series().cast(pl.UInt32)
+        frame = self.frame.select(pl.all().gather(rows))
+        return Fields(
+            {name: _field(frame[name], described) for name, described in self.manifest["fields"].items()}
+        )
+
+    def hidden(self, share: float, seed: int) -> "FieldTable":
+        """A copy with `share` of the present rows made absent, for missing-modality experiments."""
+        present = np.flatnonzero(self.present_E)
+        chosen = np.random.default_rng(seed).permutation(present)[: round(share * len(present))]
+        gone = np.zeros(len(self.ids), bool)
+        gone[chosen] = True
+        frame = self.frame.select(pl.when(~pl.lit(pl.Series(gone))).then(pl.all()))
+        hashes_E = tuple(np.where(gone, "", self.hashes_E).tolist())
+        manifest = dict(self.manifest) | {"hidden": share, "hidden_seed": seed}
+        return replace(self, frame=frame, hashes_E=hashes_E, manifest=manifest)
+
+    def save(self, folder: Path) -> None:
+        with new_folder(folder) as target:
+            self.frame.write_parquet(target / "fields.parquet")
+            rows = pl.DataFrame({"id": self.ids, "hash": list(self.hashes_E)})
+            rows.write_parquet(target / "rows.parquet")
+            self.write_header(target, "fields", "fields.parquet")
+
+    @classmethod
+    def load(cls, folder: Path) -> "FieldTable":
+        """Raises FeatureError where the folder is no table of fields, or was changed."""
+        header = read_header(folder, "fields")
+        check_values(folder / "fields.parquet", header)
+        rows = pl.read_parquet(folder / "rows.parquet")
+        table = cls(
+            header["entity"],
+            header["name"],
+            rows["id"],
+            tuple(rows["hash"].to_list()),
+            header["manifest"],
+            pl.read_parquet(folder / "fields.parquet"),
+        )
+        table.check_fingerprint(folder, header["fingerprint"])
+        return table
+
+
+def load_table(folder: Path) -> Table:
+    """A FeatureTable or a FieldTable, whichever lies in `folder`."""
+    kinds: dict[str, type[FeatureTable] | type[FieldTable]] = {"dense": FeatureTable, "fields": FieldTable}
+    return kinds[read_header(folder)["kind"]].load(folder)
+
+
+def _field(column: pl.Series, described: Mapping[str, Any]) -> Field:
+    kind: Literal["categorical", "multi", "numeric"] = described["kind"]
+    present_E = column.is_not_null().to_numpy()
+    if kind == "numeric":
+        return Numeric(column.fill_null(np.nan).to_numpy().astype(np.float32), present_E)
+    if kind == "categorical":
+        return Categorical(column.fill_null(0).to_numpy().astype(np.int64), present_E, described["size"])
+    lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
+    flat = column.explode().drop_nulls().to_numpy().astype(np.int64)
+    return MultiValued(Ragged.from_lengths(flat, lengths), present_E, described["size"])
