@@ -10,6 +10,7 @@ from recsys.models.baselines.itemknn import ItemKNN, ItemKNNConfig
 from recsys.models.baselines.neighbourhood import ItemItemModel, binary_matrix
 from recsys.models.baselines.popularity import Popularity, PopularityConfig
 from recsys.schema import Log, Queries
+from recsys.serving.forms import open_form
 
 DAY = 86_400
 
@@ -96,3 +97,20 @@ def test_popularity_by_hand():
         model = Popularity(PopularityConfig(window_days=window))
         model.fit(ctx)
         assert model.score(Queries.of([[3], []])).tolist() == [expected, expected]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_history_of_thousands_scores_the_same_in_the_form(sparse):
+    """Sums of many float32 weights of either sign, as EASE has them: both sides have to round alike."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 1e-2, (4_000, 4_000)).astype(np.float32)
+    weights[rng.random(weights.shape) < 0.9 * sparse] = 0
+    state = {"prior": np.zeros(4_000, np.float32)}
+    if sparse:
+        matrix = sp.csr_matrix(weights)
+        state |= {"indptr": matrix.indptr, "indices": matrix.indices, "data": matrix.data}
+    model = EASE.from_state(EASEConfig(), state if sparse else state | {"dense": weights})
+    asked = Queries.of([rng.permutation(4_000)[:2_500], [], [7]])
+    np.testing.assert_allclose(
+        open_form(model.serving_form()).score(asked), model.score(asked), rtol=0, atol=1e-6
+    )

@@ -46,9 +46,11 @@ class ItemItemModel(Model[ConfigT]):
     ) -> np.ndarray:
         legal_width(width, self.widths)
         rows, items = queries.history.flat()
-        scores_QI = _ones(rows, items, (len(queries), self.weights_II.shape[0])) @ self.weights_II
-        if sp.issparse(scores_QI):
-            scores_QI = scores_QI.toarray()
+        seen_QI = _ones(rows, items, (len(queries), self.weights_II.shape[0]))
+        if sp.issparse(self.weights_II):  # in float64, as the serving form does: a long history rounds often
+            scores_QI = (seen_QI.astype(np.float64) @ self.weights_II).toarray()
+        else:
+            scores_QI = seen_QI @ self.weights_II
         return pick((scores_QI + self.prior_I).astype(np.float32, copy=False), candidates)
 
     def state(self) -> dict[str, np.ndarray]:
