@@ -41,9 +41,10 @@ def _explain(kind: type[BaseModel], error: ErrorDetails, where: object) -> Confi
         legal = getattr(owner, "model_fields", {})
         fix = nearest(path[-1], legal) if legal else "remove it"
         return ConfigError(f"unknown key {'.'.join(path)!r}", where=where, fix=fix)
-    return ConfigError(
-        f"{'.'.join(path) or kind.__name__} = {error['input']!r}", where=where, expected=error["msg"]
-    )
+    place = ".".join(path) or kind.__name__
+    if isinstance(error["input"], dict | BaseModel):  # keys that do not go together: the value is all of them
+        return ConfigError(f"{place}: {error['msg']}", where=where)
+    return ConfigError(f"{place} = {error['input']!r}", where=where, expected=error["msg"])
 
 
 def read_toml(path: Path) -> dict[str, Any]:
