@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -31,6 +31,8 @@ class ExtractorConfig(Config):
 
 
 ConfigT = TypeVar("ConfigT", bound=ExtractorConfig)
+Content = str | Path
+"""A text, or a file to read."""
 
 
 class TableMaker(ABC, Generic[ConfigT]):
@@ -67,17 +69,42 @@ class Extractor(TableMaker[ConfigT]):
     """Raw content of one modality to vectors. Subclasses set `Config` and fill in the methods."""
 
     chunk_rows: ClassVar[int] = 512
-    """Rows encoded between two commits to the store; a killed extraction repeats at most one chunk."""
+    """Contents encoded between two commits to the store; a killed extraction repeats at most one chunk."""
+    unit: bool = False
+    """Vectors have length 1, and so has the mean of several that stand for one row."""
+    workers: int = 0
+    """Processes that decode ahead of the encoder, where files are decoded; 0 = this one. No part of a vector."""
 
     @abstractmethod
-    def contents(self, rows: pl.DataFrame, media_root: Path | None) -> list[str | Path | None]:
-        """The raw content of every row: a text, a file to read, or None where it is missing."""
+    def contents(
+        self, rows: pl.DataFrame, media_root: Path | None
+    ) -> Sequence[Content | tuple[Content, ...] | None]:
+        """What every row holds: one content, several whose vectors are averaged, or None where it is missing."""
 
     @abstractmethod
-    def encode(self, contents: list[str | Path]) -> np.ndarray:
+    def encode(self, contents: Sequence[Content]) -> np.ndarray:
         """[n, F] float32. The same list gives the same bytes; may raise UnreadableContent."""
 
+    def encode_chunks(
+        self, chunks: Iterable[Sequence[Content]]
+    ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+        """(vectors of the readable contents in their order, position -> why unreadable) of one chunk after the other.
+
+        This is `encode`, again without the contents that it refuses. An extractor that can decode the next chunk
+        while this one is encoded does so here; an engine that hands out single chunks calls it with a list of one.
+        """
+        for contents in chunks:
+            vectors, unreadable = np.zeros((0, 0), np.float32), {}
+            while kept := [position for position in range(len(contents)) if position not in unreadable]:
+                try:
+                    vectors = self.encode([contents[position] for position in kept])
+                    break
+                except UnreadableContent as error:
+                    unreadable |= {kept[position]: error.reason for position in error.positions}
+            yield vectors, unreadable
+
     def key(self) -> str:
+        """Names the store of this extractor's vectors."""
         return digest(dict(self.identity()))
 
 
@@ -89,7 +116,7 @@ class UnreadableContent(Exception):
         self.positions, self.reason = positions, reason
 
 
-def content_hash(content: str | Path) -> str:
+def content_hash(content: Content) -> str:
     """32 hex digits naming a text, or a file's bytes."""
     data = content.encode() if isinstance(content, str) else content.read_bytes()
     return hashlib.sha256(data).hexdigest()[:32]

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from recsys.config import parse
 from recsys.dataset import Dataset
 from recsys.errors import ConfigError, FeatureError, nearest
 from recsys.features import ray_engine
-from recsys.features.base import Extractor, TableMaker, content_hash
+from recsys.features.base import Content, Extractor, TableMaker, content_hash
 from recsys.features.chunks import Encoded, encode_here
+from recsys.features.parts import Parts
 from recsys.features.store import Store
 from recsys.features.table import FeatureTable
 from recsys.progress import track
@@ -24,7 +26,9 @@ from recsys.registry import EXTRACTORS, load_class
 
 logger = logging.getLogger("recsys")
 Engine = Literal["local", "ray"]
+Encode = Callable[[Extractor, list[list[Content]]], Iterator[Encoded]]
 _NAMED_OFFENDERS = 5
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Summary:
     """What an extraction found and did.
 
     rows = present + missing + unreadable. encoded: contents that the store did not hold, in `seconds`; equal
-    contents count once. offenders: the first unreadable rows, as "id: why".
+    contents count once. left_out: unreadable contents of rows that have others. offenders: the first unreadable
+    contents, as "id: why".
     """
 
     rows: int
@@ -41,15 +46,16 @@ class Summary:
     unreadable: int
     encoded: int
     seconds: float
+    left_out: int = 0
     offenders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Rows of an entity's table with their content: a text, a file to read, or None where it is missing."""
+    """Rows of an entity's table with their content: one, several, or None where it is missing."""
 
     ids: pl.Series
-    contents: list[str | Path | None]
+    contents: Sequence[Content | tuple[Content, ...] | None]
 
 
 def make_extractor(table: Mapping[str, Any], *, where: str) -> TableMaker:
@@ -85,67 +91,110 @@ def extract(
 ) -> tuple[FeatureTable, Summary]:
     """Encode every row of the entity's table that the store does not hold yet.
 
-    raw: what `gather` gave, where it was called before. engine: "ray" encodes on Ray actors, `workers` of them.
+    raw: what `gather` gave, where it was called before. engine: "ray" encodes on Ray actors, `workers` of them;
+    "local" here, where `workers` processes decode files ahead of the encoder (0 = none, unset = the extractor's own).
     Raises FeatureError where no row has this modality, unless the extractor's config says it is not required.
     """
     entity, raw = extractor.config.entity, raw or gather(dataset, extractor, name)
-    hashes, unreadable = _hashes(raw, track(raw.contents, f"{name}: reading", enabled=progress, total=len(raw.ids)))
-    values_EF, present_E = np.full((len(hashes), 1), np.nan, np.float32), np.zeros(len(hashes), bool)
-    encoded, seconds = 0, 0.0
-    if any(hashes):
-        with Store.opened(store / extractor.key()[:16]) as kept:
-            while True:
-                began = time.perf_counter()
-                encoded += _fill(kept, extractor, name, dict(zip(hashes, raw.contents, strict=True)), engine, workers, progress)
-                seconds += time.perf_counter() - began
-                found = kept.read(hashes)
-                if found is not None:  # else a chunk was damaged, and its contents are missing from the store
-                    break
-            values_EF, present_E = found
-            unreadable |= {
-                row: kept.unreadable[value] for row, value in enumerate(hashes) if value in kept.unreadable
-            }
-    offenders = tuple(f"{raw.ids[row]}: {unreadable[row]}" for row in sorted(unreadable)[:_NAMED_OFFENDERS])
+    encode = encode_here if engine == "local" else partial(ray_engine.encode, workers=workers)
+    if engine == "local" and workers is not None:
+        extractor.workers = workers
+    parts = Parts.of(raw.contents)
+    hashes, unreadable = _hashes(
+        track(parts.contents, f"{name}: reading", enabled=progress, total=len(parts.contents))
+    )
+    began = time.perf_counter()
+    values_PF, present_P, encoded, undecoded = _vectors(
+        extractor, name, parts, hashes, store, encode, progress
+    )
+    seconds = time.perf_counter() - began
+    unreadable |= undecoded
+    values_EF, present_E = parts.pooled(values_PF, present_P, unit=extractor.unit)
+    unreadable_E = np.zeros(len(raw.ids), bool)
+    unreadable_E[parts.row_P[list(unreadable)]] = True
+    unreadable_E &= ~present_E
+    left_out = int(present_E[parts.row_P[list(unreadable)]].sum())
+    offenders = tuple(
+        f"{raw.ids[int(parts.row_P[part])]}: {unreadable[part]}"
+        for part in sorted(unreadable)[:_NAMED_OFFENDERS]
+    )
     if offenders:
         logger.warning(
-            "%d %s rows are unreadable and count as missing: %s", len(unreadable), name, "; ".join(offenders)
+            "%d %s rows are unreadable and count as missing%s: %s",
+            unreadable_E.sum(),
+            name,
+            f", {left_out} contents of others are left out" if left_out else "",
+            "; ".join(offenders),
         )
     if not present_E.any():
         if extractor.config.required:
             raise _nothing(extractor, name)
         logger.warning("no %s has the modality %r: models see it as missing everywhere", entity, name)
         values_EF = values_EF[:, :1]  # whatever else the store holds
-    hashes_E = tuple(np.where(present_E, hashes, "").tolist())
+    hashes_E = tuple(np.where(present_E, parts.hashes(hashes), "").tolist())
     manifest = {"modality": extractor.modality} | dict(extractor.identity())
     table = FeatureTable(entity, name, raw.ids, hashes_E, manifest, values_EF, present_E)
     if extractor.config.hide:
         table = table.hidden(extractor.config.hide, extractor.config.hide_seed)
     present = int(table.present_E.sum())
-    missing = len(hashes) - present - len(unreadable)
-    return table, Summary(len(hashes), present, missing, len(unreadable), encoded, seconds, offenders)
+    missing = len(raw.ids) - present - int(unreadable_E.sum())
+    counts = len(raw.ids), present, missing, int(unreadable_E.sum())
+    return table, Summary(*counts, encoded, seconds, left_out, offenders)
 
 
-def _hashes(raw: Raw, contents: Iterator[str | Path | None]) -> tuple[list[str], dict[int, str]]:
-    """Content hash of every row ("" where it is missing), and the rows whose file cannot be read, with the reason."""
-    hashes, unreadable = [], {}
-    for row, content in enumerate(contents):
+def _hashes(contents: Iterable[Content | None]) -> tuple[list[str], dict[int, str]]:
+    """Content hash of every part ("" where it is missing), and the parts whose file cannot be read, with the reason."""
+    hashes: list[str] = []
+    unreadable: dict[int, str] = {}
+    for part, content in enumerate(contents):
         value = ""
         if content is not None:
             try:
                 value = content_hash(content)
             except OSError as error:
-                unreadable[row] = f"{content}: {error.strerror}"
+                unreadable[part] = f"{content}: {error.strerror or error}"
         hashes.append(value)
     return hashes, unreadable
+
+
+def _vectors(
+    extractor: Extractor,
+    name: str,
+    parts: Parts,
+    hashes: list[str],
+    store: Path,
+    encode: Encode,
+    progress: bool,
+) -> tuple[np.ndarray, np.ndarray, int, dict[int, str]]:
+    """(values_PF, present_P, how many contents were encoded, part -> why it cannot be decoded)."""
+    contents = {
+        value: content
+        for value, content in zip(hashes, parts.contents, strict=True)
+        if value and content is not None
+    }
+    if not contents:
+        return np.full((len(hashes), 1), np.nan, np.float32), np.zeros(len(hashes), bool), 0, {}
+    encoded = 0
+    with Store.opened(store / extractor.key()[:16]) as kept:
+        for _ in range(_ATTEMPTS):
+            encoded += _fill(kept, extractor, name, contents, encode, progress)
+            found = kept.read(hashes)
+            if found is not None:  # else a chunk was damaged, and the store lacks its contents now
+                unreadable = {
+                    part: kept.unreadable[value]
+                    for part, value in enumerate(hashes)
+                    if value in kept.unreadable
+                }
+                return *found, encoded, unreadable
+        raise FeatureError("what is written here does not come back", where=kept.folder, fix="check the disk")
 
 
 def _fill(
     kept: Store,
     extractor: Extractor,
     name: str,
-    contents: Mapping[str, str | Path | None],
-    engine: Engine,
-    workers: int | None,
+    contents: Mapping[str, Content],
+    encode: Encode,
     progress: bool,
 ) -> int:
     """Encode what the store lacks, chunk by chunk; returns how many contents were encoded.
@@ -153,15 +202,17 @@ def _fill(
     A chunk is made of contents that were never tried, in the order of the rows, so that a killed extraction goes on
     with the very chunks that it had not finished. What could not be read before comes last, in chunks of its own.
     """
-    lacking = [value for value in contents if value and value not in kept]
+    lacking = [value for value in contents if value not in kept]
     untried = [value for value in lacking if value not in kept.unreadable]
-    chunks = [*_cut(untried, extractor.chunk_rows), *_cut(list(filter(kept.unreadable.get, lacking)), extractor.chunk_rows)]
+    again = [value for value in lacking if value in kept.unreadable]
+    chunks = [
+        some[start : start + extractor.chunk_rows]
+        for some in (untried, again)
+        for start in range(0, len(some), extractor.chunk_rows)
+    ]
     given = [[contents[value] for value in chunk] for chunk in chunks]
-    done: Iterator[Encoded] = (
-        encode_here(extractor, given) if engine == "local" else ray_engine.encode(extractor, given, workers)
-    )
     encoded = 0
-    for one in track(done, f"{name}: encoding", enabled=progress, total=len(chunks)):
+    for one in track(encode(extractor, given), f"{name}: encoding", enabled=progress, total=len(chunks)):
         chunk = chunks[one.number]
         readable = [value for position, value in enumerate(chunk) if position not in one.unreadable]
         reasons = {chunk[position]: why for position, why in one.unreadable.items()}
@@ -169,10 +220,6 @@ def _fill(
             kept.commit(readable, one.vectors, reasons, where=f"features.{name}")
         encoded += len(readable)
     return encoded
-
-
-def _cut(values: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def _nothing(extractor: Extractor, name: str) -> FeatureError:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from recsys.errors import FeatureError
-from recsys.features.table import FeatureTable, Table, check_values, read_header
+from recsys.features.table import FeatureTable, Table, check_values, read_header, read_rows
 from recsys.fields import Categorical, Field, Fields, MultiValued, Numeric
 from recsys.files import new_folder
 from recsys.schema import Ragged
@@ -71,7 +71,7 @@ class FieldTable(Table):
         """Raises FeatureError where the folder is no table of fields, or was changed."""
         header = read_header(folder, "fields")
         check_values(folder / "fields.parquet", header)
-        rows = pl.read_parquet(folder / "rows.parquet")
+        rows = read_rows(folder, "id", "hash")
         table = cls(
             header["entity"],
             header["name"],
@@ -87,7 +87,10 @@ class FieldTable(Table):
 def load_table(folder: Path) -> Table:
     """A FeatureTable or a FieldTable, whichever lies in `folder`."""
     kinds: dict[str, type[FeatureTable] | type[FieldTable]] = {"dense": FeatureTable, "fields": FieldTable}
-    return kinds[read_header(folder)["kind"]].load(folder)
+    kind = read_header(folder)["kind"]
+    if kind not in list(kinds):  # which may be anything, of a damaged file
+        raise FeatureError(f"a table of kind {kind!r}", where=folder, expected=" or ".join(kinds))
+    return kinds[kind].load(folder)
 
 
 def _field(column: pl.Series, described: Mapping[str, Any]) -> Field:

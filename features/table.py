@@ -15,6 +15,7 @@ from recsys.schema import Dense
 from recsys.splits import positions
 
 VERSION = 3
+_ESSENTIAL = {"entity", "name", "manifest", "values", "fingerprint"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class FeatureTable(Table):
         """Raises FeatureError where the folder is no table, or its rows or values were changed."""
         header = read_header(folder, "dense")
         check_values(folder / "values.npy", header)
-        rows = pl.read_parquet(folder / "rows.parquet")
+        rows = read_rows(folder, "id", "hash", "present")
         values_EF = np.load(folder / "values.npy", allow_pickle=False)
         table = cls(
             header["entity"],
@@ -152,6 +153,8 @@ def read_header(folder: Path, kind: str | None = None) -> dict[str, Any]:
     try:
         header = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         found = header["kind"]
+        if lacking := _ESSENTIAL - header.keys():
+            raise KeyError(min(lacking))
     except (FileNotFoundError, NotADirectoryError):
         raise FeatureError("not a feature table (no table.json)", where=folder, fix=again) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -159,6 +162,16 @@ def read_header(folder: Path, kind: str | None = None) -> dict[str, Any]:
     if kind not in (None, found):
         raise FeatureError(f"a table of kind {found!r}", where=folder, expected=repr(kind))
     return header
+
+
+def read_rows(folder: Path, *columns: str) -> pl.DataFrame:
+    """rows.parquet. Raises FeatureError where it is missing or damaged."""
+    try:
+        return pl.read_parquet(folder / "rows.parquet").select(columns)
+    except (OSError, pl.exceptions.PolarsError):
+        raise FeatureError(
+            "rows.parquet is missing or damaged", where=folder, fix="extract the table again"
+        ) from None
 
 
 def check_values(path: Path, header: Mapping[str, Any]) -> None:

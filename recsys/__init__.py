@@ -21,6 +21,7 @@ _PUBLIC = {
     "Split": "recsys.splits",
     "SplitConfig": "recsys.split_config",
     "make_split": "recsys.splits",
+    "extract_features": "recsys.features.makers",
     "Protocol": "recsys.protocol",
     "load_recipe": "recsys.recipe",
     "run": "recsys.pipeline",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recsys.cli_features import features_app
 from recsys.errors import ConfigError, RecsysError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ data_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(features_app, name="features")
 
 BundleArgument = Annotated[
     str, typer.Argument(help="Bundle folder, or models:/NAME@ALIAS of the MLflow registry.")

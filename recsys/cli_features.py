@@ -1,0 +1,119 @@
+"""`recsys features`: raw content to feature tables, and a look at what is in one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.errors import ConfigError
+
+features_app = typer.Typer(
+    help="Feature tables.\n\nExample: recsys features extract my-dataset --text minilm",
+    no_args_is_help=True,
+)
+
+
+@features_app.command("extract")
+def extract(
+    dataset: Annotated[Path, typer.Argument(help="A Dataset folder.")],
+    image: Annotated[
+        str | None, typer.Option("--image", help="Image encoder: efficientnet_lite0, open_clip:..., ...")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="Text encoder: minilm, transformers:..., a model's folder, ..."),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", help='Columns in braces, for --text: "{title}. {category}"')
+    ] = None,
+    metadata: Annotated[bool, typer.Option("--metadata", help="Typed fields of the other columns.")] = False,
+    split: Annotated[
+        Path | None, typer.Option("--split", help="Split folder that fitted tables are fitted on.")
+    ] = None,
+    fit_on: Annotated[
+        str, typer.Option("--fit-on", help="For --metadata: train, or all (a table for deployment).")
+    ] = "train",
+    entity: Annotated[str, typer.Option("--entity", help="Whose content: item or user.")] = "item",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A table's setting: --set text.batch_size=32; or a table of another kind."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the tables; default: DATASET-features.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local, or ray (extra `scale`; $RAY_ADDRESS names a cluster).")
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="Processes that decode images; of --engine ray, actors.", min=0),
+    ] = None,
+) -> None:
+    """Encode images, texts and metadata of a Dataset, one table each; what is encoded already is not encoded again.
+
+    Examples:
+
+      recsys features extract my-dataset --image efficientnet_lite0 --text minilm
+
+      recsys features extract my-dataset --text minilm --template "{title}. {category}" --set text.batch_size=32
+
+      recsys features extract my-dataset --metadata --split runs/boxes/split-1a2b3c4d5e6f
+
+      recsys features extract my-dataset --set words.kind=my_package.words:Words
+    """
+    _one_of("--entity", entity, ("item", "user"))
+    _one_of("--engine", engine, ("local", "ray"))
+    _one_of("--fit-on", fit_on, ("train", "all"))
+    _needs("--template", template is not None, "--text", text is not None)
+    _needs("--fit-on all", fit_on == "all", "--metadata", metadata)
+    prefix = "" if entity == "item" else "user-"  # so that users and items fit into one folder
+    asked: dict[str, dict] = {}
+    if image is not None:
+        asked[f"{prefix}image"] = {"kind": "image", "encoder": image}
+    if text is not None:
+        asked[f"{prefix}text"] = {"kind": "text", "encoder": text}
+        if template is not None:
+            asked[f"{prefix}text"]["template"] = template
+    if metadata:
+        asked[f"{prefix}metadata"] = {"kind": "metadata", "fit_on": fit_on}
+    from recsys import present_features
+
+    present_features.extract(dataset, asked, set_ or [], entity, split, out, engine, workers)
+
+
+@features_app.command("show")
+def show(
+    table: Annotated[Path, typer.Argument(help="Folder of a feature table.")],
+    item: Annotated[str | None, typer.Option("--item", help="An id: its nearest neighbours.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Neighbours in the list.", min=1)] = 10,
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="The Dataset, for titles beside the ids.")
+    ] = None,
+    near: Annotated[
+        float,
+        typer.Option("--near", help="Cosine that makes two contents duplicates; 0 = none is.", min=0, max=1),
+    ] = 0.98,
+) -> None:
+    """What a feature table holds: manifest, coverage, norms, duplicates, and the nearest neighbours of an item.
+
+    Examples:
+
+      recsys features show my-dataset-features/text --dataset my-dataset
+
+      recsys features show my-dataset-features/image --dataset my-dataset --item 0108775015 -k 5
+    """
+    from recsys import present_features
+
+    present_features.show(table, item, k, dataset, near)
+
+
+def _one_of(option: str, given: str, legal: tuple[str, ...]) -> None:
+    if given not in legal:
+        raise ConfigError(f"{option} {given!r}", expected=" or ".join(legal))
+
+
+def _needs(option: str, given: bool, other: str, there: bool) -> None:
+    if given and not there:
+        raise ConfigError(f"{option} without {other}", fix=f"add {other}, or leave {option} out")
