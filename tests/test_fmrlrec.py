@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.evaluate import validation_metric
+from recsys.features.whitening import Whitening
 from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig, training_batch
 from recsys.models.layers import BlockNorm, NestedLinear, increments
 from recsys.models.losses import nested_cross_entropy
-from recsys.features.whitening import Whitening
 from recsys.schema import Dense, Queries, Ragged
 from recsys.serving.lru import LRU
 from recsys.train import fit

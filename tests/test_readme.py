@@ -54,7 +54,7 @@ def test_commands(place, surroundings):
 def test_python(place, surroundings, number):
     code = blocks("python")[number]
     printed = run([sys.executable, "-c", code], place, surroundings)
-    assert re.search(r"Film \d+|'rows'", printed)
+    assert re.search(r"Film \d+|'rows'|5 of 6 rows", printed)
 
 
 def test_recipe_is_the_shipped_one_in_short(tmp_path):
