@@ -26,9 +26,9 @@ import torch
 from PIL import Image
 
 from recsys.dataset import Dataset
-from recsys.features.decode import decode
 from recsys.features.extract import extract
-from recsys.features.image import ImageConfig, ImageExtractor
+from recsys.features.image.decode import decode
+from recsys.features.image.extractor import ImageConfig, ImageExtractor
 
 FULL, QUICK, ROUNDS, TARGET = 2_048, 512, 3, 0.9
 ENCODERS = {"efficientnet_lite0": {}, "open_clip:ViT-B-32": {"random_weights": True}}

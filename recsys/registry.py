@@ -12,10 +12,10 @@ MODELS = {
     "fmrlrec": "recsys.models.fmrlrec:FMRLRec",
 }
 EXTRACTORS = {
-    "text": "recsys.features.text:TextExtractor",
-    "image": "recsys.features.image:ImageExtractor",
-    "image_labels": "recsys.features.labels:ImageLabelsExtractor",
-    "image_captions": "recsys.features.captions:ImageCaptionsExtractor",
+    "text": "recsys.features.text.extractor:TextExtractor",
+    "image": "recsys.features.image.extractor:ImageExtractor",
+    "image_labels": "recsys.features.image.labels:ImageLabelsExtractor",
+    "image_captions": "recsys.features.image.captions:ImageCaptionsExtractor",
     "metadata": "recsys.features.metadata:MetadataExtractor",
     "reduce": "recsys.features.reduce:ReduceExtractor",
 }

@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import Field
 
 from recsys.features.base import Extractor, ExtractorConfig, UnreadableContent
-from recsys.features.text import fill, template_columns
+from recsys.features.text.extractor import fill, template_columns
 
 UNREADABLE = "unreadable"
 """A text with this word cannot be decoded, as a damaged file could not."""

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from recsys.features import decode as module
-from recsys.features.decode import MAX_PIXELS, Geometry, decode
-from recsys.features.prefetch import decoded
+from recsys.features.image import decode as module
+from recsys.features.image.decode import MAX_PIXELS, Geometry, decode
+from recsys.features.image.prefetch import decoded
 
 SMALL = Geometry((32, 32), (32, 32))
 AS_IS = Geometry((40, 60), (40, 60), "squash", "nearest")
@@ -287,8 +287,8 @@ def test_a_file_that_ends_its_process_is_unreadable(files, tmp_path):
 PARENT = """
 import sys
 from pathlib import Path
-from recsys.features.decode import Geometry
-from recsys.features.prefetch import decoded
+from recsys.features.image.decode import Geometry
+from recsys.features.image.prefetch import decoded
 paths = [Path(name) for name in sys.argv[1:]]
 for batch in decoded([paths] * 10_000, Geometry((32, 32), (32, 32)), 2):
     print("batch", flush=True)

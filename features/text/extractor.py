@@ -14,11 +14,11 @@ from pydantic import Field, field_validator
 
 from recsys.errors import FeatureError
 from recsys.features.base import Content, Extractor
-from recsys.features.text_base import TextEncoder, TextEncoderConfig
-from recsys.features.text_classes import class_vectors
-from recsys.features.text_clean import clean_text
-from recsys.features.text_encoder import encoding_facts, finished, open_encoder
-from recsys.features.text_windows import Cut, encode_texts
+from recsys.features.text.base import TextEncoder, TextEncoderConfig
+from recsys.features.text.classes import class_vectors
+from recsys.features.text.clean import clean_text
+from recsys.features.text.encoder import encoding_facts, finished, open_encoder
+from recsys.features.text.windows import Cut, encode_texts
 
 logger = logging.getLogger("recsys")
 

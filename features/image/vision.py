@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recsys.features.decode import VERSION, Geometry
+from recsys.features.image.decode import VERSION, Geometry
 
 if TYPE_CHECKING:
     from torch import Tensor

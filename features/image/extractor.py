@@ -14,9 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from recsys import schema
 from recsys.errors import FeatureError, nearest
 from recsys.features.base import Content, Extractor, ExtractorConfig, UnreadableContent
-from recsys.features.prefetch import decoded, default_workers
-from recsys.features.vision import Vision
-from recsys.features.vision_backends import DEFAULT, load_vision
+from recsys.features.image.backends import DEFAULT, load_vision
+from recsys.features.image.prefetch import decoded, default_workers
+from recsys.features.image.vision import Vision
 from recsys.files import digest
 
 _LIBRARIES = ("open_clip", "timm", "transformers")

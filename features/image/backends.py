@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.errors import FeatureError, require
-from recsys.features.clip import explained, load_open_clip, load_transformers, near, seeded, weights_sha256
-from recsys.features.decode import Geometry
-from recsys.features.vision import Vision
+from recsys.features.image.decode import Geometry
+from recsys.features.image.vision import Vision
+from recsys.features.pretrained import (
+    explained,
+    load_open_clip,
+    load_transformers,
+    near,
+    seeded,
+    weights_sha256,
+)
 from recsys.files import file_sha256
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import require
-from recsys.features.text_base import TextEncoder
-from recsys.features.text_windows import encode_texts
+from recsys.features.text.base import TextEncoder
+from recsys.features.text.windows import encode_texts
 from recsys.files import digest
 
 PROMPT = "a photo of a {}"

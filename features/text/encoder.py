@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from recsys.features.text_base import TextEncoder, TextEncoderConfig, split_encoder
-from recsys.features.text_classes import class_facts, unit
-from recsys.features.text_clip import OpenClipEncoder
-from recsys.features.text_sentence import SentenceEncoder
-from recsys.features.text_transformers import TransformersEncoder
+from recsys.features.text.base import TextEncoder, TextEncoderConfig, split_encoder
+from recsys.features.text.classes import class_facts, unit
+from recsys.features.text.clip import OpenClipEncoder
+from recsys.features.text.sentence import SentenceEncoder
+from recsys.features.text.transformers import TransformersEncoder
 
 _ENCODERS: dict[str, type[TextEncoder]] = {
     "sentence-transformers": SentenceEncoder,

@@ -17,13 +17,13 @@ import numpy as np
 from pydantic import Field
 
 from recsys import schema
-from recsys.features.image import ImageExtractor
-from recsys.features.prefetch import decoded, default_workers
-from recsys.features.text_base import TextEncoder, TextEncoderConfig
-from recsys.features.text_classes import class_facts, class_names, class_vectors
-from recsys.features.text_encoder import encoding_facts, open_encoder
-from recsys.features.vision import Vision
-from recsys.features.vision_backends import load_classifier
+from recsys.features.image.backends import load_classifier
+from recsys.features.image.extractor import ImageExtractor
+from recsys.features.image.prefetch import decoded, default_workers
+from recsys.features.image.vision import Vision
+from recsys.features.text.base import TextEncoder, TextEncoderConfig
+from recsys.features.text.classes import class_facts, class_names, class_vectors
+from recsys.features.text.encoder import encoding_facts, open_encoder
 from recsys.files import digest
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from recsys.errors import FeatureError, require
-from recsys.features.clip import Pretrained, explained, load_transformers
-from recsys.features.text_base import TextEncoder, chosen_limit, positions, tokenizer_digest
+from recsys.features.pretrained import Pretrained, explained, load_transformers
+from recsys.features.text.base import TextEncoder, chosen_limit, positions, tokenizer_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

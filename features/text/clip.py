@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from recsys.features.clip import OpenClip, load_open_clip
-from recsys.features.text_base import TextEncoder, tokenizer_digest
-from recsys.features.text_windows import pieces
+from recsys.features.pretrained import OpenClip, load_open_clip
+from recsys.features.text.base import TextEncoder, tokenizer_digest
+from recsys.features.text.windows import pieces
 
 _LONG_WORD = re.compile(r"\S{100}")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from recsys.errors import FeatureError
 from recsys.features.base import UnreadableContent
-from recsys.features.text_base import TextEncoder
+from recsys.features.text.base import TextEncoder
 
 _PIECE_CHARACTERS = 32
 """A window begins and ends between words; a longer word may be cut after so many characters."""

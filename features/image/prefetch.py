@@ -20,14 +20,14 @@ from typing import IO
 import numpy as np
 
 from recsys.errors import FeatureError
-from recsys.features.decode import Geometry, decode
+from recsys.features.image.decode import Geometry, decode
 
 Pixels = np.ndarray | str
 """uint8 [H, W, 3], or why the file cannot be read."""
 _PROGRAM = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from recsys.features.prefetch import serve
+from recsys.features.image.prefetch import serve
 serve()
 """
 _READY = b"ready\n"

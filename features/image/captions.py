@@ -12,14 +12,14 @@ from pydantic import Field, field_validator
 from recsys import schema
 from recsys.errors import ConfigError, require
 from recsys.features.base import Content
-from recsys.features.clip import Pretrained, explained, load_transformers
-from recsys.features.decode import Geometry, decode
-from recsys.features.image import ImageExtractor
-from recsys.features.text_base import TextEncoder, TextEncoderConfig, tokenizer_digest
-from recsys.features.text_classes import class_vectors
-from recsys.features.text_clean import clean_text
-from recsys.features.text_encoder import encoding_facts, finished, open_encoder
-from recsys.features.text_windows import encode_texts
+from recsys.features.image.decode import Geometry, decode
+from recsys.features.image.extractor import ImageExtractor
+from recsys.features.pretrained import Pretrained, explained, load_transformers
+from recsys.features.text.base import TextEncoder, TextEncoderConfig, tokenizer_digest
+from recsys.features.text.classes import class_vectors
+from recsys.features.text.clean import clean_text
+from recsys.features.text.encoder import encoding_facts, finished, open_encoder
+from recsys.features.text.windows import encode_texts
 from recsys.files import digest
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def caption_texts(
     read or the model writes nothing.
 
     captioner: "transformers:NAME_OR_FOLDER". Seconds a picture on a CPU. For a column that a text template can name,
-    as `recsys.features.labels.label_texts` is.
+    as `recsys.features.image.labels.label_texts` is.
     """
     if not _names_a_model(captioner):
         raise ConfigError(f"captioner = {captioner!r}", expected="'transformers:NAME_OR_FOLDER'")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import require
-from recsys.features.clip import explained, seeded, weights_sha256
-from recsys.features.text_base import TextEncoder, chosen_limit, folder_digest, positions, tokenizer_digest
+from recsys.features.pretrained import explained, seeded, weights_sha256
+from recsys.features.text.base import TextEncoder, chosen_limit, folder_digest, positions, tokenizer_digest
 from recsys.files import digest
 
 _NO_WEIGHTS = "give a folder that holds the model, or `minilm`"

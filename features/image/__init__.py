@@ -1,0 +1,1 @@
+"""Pictures: decoding, encoders, labels and captions."""

@@ -1,0 +1,1 @@
+"""Texts: templates, encoders, windows over long ones."""
