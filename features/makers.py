@@ -79,7 +79,7 @@ def make_tables(
         raise ConfigError(f"engine {engine!r}", expected=" or ".join(get_args(Engine)))
     if engine == "ray":
         ray_engine.load()
-    makers = _ordered(
+    makers = ordered(
         {name: make_extractor(table, where=f"features.{name}") for name, table in features.items()}
     )
     if split is not None:
@@ -140,7 +140,7 @@ def _needs_split(maker: FittedExtractor) -> bool:
     return getattr(maker.config, "fit_on", "train") != "all"
 
 
-def _ordered(makers: dict[str, TableMaker]) -> dict[str, TableMaker]:
+def ordered(makers: dict[str, TableMaker]) -> dict[str, TableMaker]:
     """Each after the tables that it stands on. Raises ConfigError for a name that cannot be, or is not there."""
     sources = {
         name: maker.sources if isinstance(maker, FittedExtractor) else () for name, maker in makers.items()

@@ -9,10 +9,10 @@ from pathlib import Path
 from recsys import bundle as bundles
 from recsys import fitting, splits, steps
 from recsys.boxes import Box, Line, sweep
-from recsys.errors import ConfigError, nearest
 from recsys.features import table as feature_tables
 from recsys.features.base import FittedExtractor, TableMaker
 from recsys.features.extract import make_extractor
+from recsys.features.makers import ordered
 from recsys.files import locked
 from recsys.models.base import Model
 from recsys.recipe import Recipe, model_tables
@@ -96,38 +96,23 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
 
 
 def _features(line: Line, recipe: Recipe, data: Box, split: Box) -> dict[str, Box]:
-    """A box per table, each after the tables that it stands on. Raises ConfigError where there is none of that name,
-    or tables stand on each other."""
-    makers = {
+    """A box per table, each after the tables that it stands on."""
+    tables = {
         name: make_extractor(table, where=f"features.{name}") for name, table in recipe.features.items()
     }
     made: dict[str, Box] = {}
-
-    def add(name: str, path: tuple[str, ...]) -> Box:
-        if name in path:
-            raise ConfigError(f"features stand on each other: {' -> '.join((*path, name))}")
-        if name not in makers:
-            raise ConfigError(f"features.{path[-1]} names {name!r}", fix=nearest(name, makers))
-        if name not in made:
-            made[name] = _table(
-                line, name, makers[name], data, split, lambda source: add(source, (*path, name))
-            )
-        return made[name]
-
-    for name in makers:
-        add(name, ())
-    return {name: made[name] for name in makers}
+    for name, maker in ordered(tables).items():
+        made[name] = _table(line, name, maker, data, split, made)
+    return {name: made[name] for name in recipe.features}
 
 
-def _table(
-    line: Line, name: str, maker: TableMaker, data: Box, split: Box, source: Callable[[str], Box]
-) -> Box:
+def _table(line: Line, name: str, maker: TableMaker, data: Box, split: Box, made: Mapping[str, Box]) -> Box:
     settings = dict(maker.identity()) | maker.config.model_dump(
         mode="json", include={"entity", "hide", "hide_seed"}
     )
     upstream = {"data": data}
     if isinstance(maker, FittedExtractor):
-        sources = {other: source(other) for other in maker.sources}
+        sources = {other: made[other] for other in maker.sources}
         upstream |= {"split": split} | sources
 
         def make(box: Box) -> None:
