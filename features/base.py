@@ -94,7 +94,8 @@ class Extractor(TableMaker[ConfigT]):
         while this one is encoded does so here; an engine that hands out single chunks calls it with a list of one.
         """
         for contents in chunks:
-            vectors, unreadable = np.zeros((0, 0), np.float32), {}
+            vectors = np.zeros((0, 0), np.float32)
+            unreadable: dict[int, str] = {}
             while kept := [position for position in range(len(contents)) if position not in unreadable]:
                 try:
                     vectors = self.encode([contents[position] for position in kept])

@@ -183,10 +183,9 @@ def _transformers(name: str) -> Vision:
         raise FeatureError(f"{type(model).__name__} does not encode pictures", where=where)
     geometry, mean, std = _processor(name, where)
 
-    def network(pixels: "Tensor", mask: "Tensor | None" = None, shapes: "Tensor | None" = None) -> "Tensor":
-        given = {"pixel_values": pixels}
-        if mask is not None:
-            given |= {"pixel_attention_mask": mask, "spatial_shapes": shapes}
+    def network(*prepared: "Tensor") -> "Tensor":
+        names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+        given = dict(zip(names, prepared, strict=False))  # the last two for patches only
         found = model.get_image_features(**given) if joint else model(**given)
         if isinstance(found, torch.Tensor):  # transformers before 5
             return found

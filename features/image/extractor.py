@@ -127,7 +127,10 @@ class ImageExtractor(Extractor[ImageConfig]):
                 for start in range(0, max(1, len(chunk)), size):
                     yield [Path(content) for content in chunk[start : start + size]]
 
-        vectors, unreadable, done = [np.zeros((0, self.vision.width), np.float32)], {}, 0
+        nothing = np.zeros((0, self.vision.width), np.float32)
+        vectors: list[np.ndarray] = [nothing]
+        unreadable: dict[int, str] = {}
+        done = 0
         with contextlib.closing(decoded(batches(), self.vision.geometry, self.workers)) as ahead:
             for pixels in ahead:
                 unreadable |= {done + n: why for n, why in enumerate(pixels) if isinstance(why, str)}
@@ -137,5 +140,5 @@ class ImageExtractor(Extractor[ImageConfig]):
                 done += len(pixels)
                 if done == lengths[0]:
                     yield np.concatenate(vectors), unreadable
-                    vectors, unreadable, done = vectors[:1], {}, 0
+                    vectors, unreadable, done = [nothing], {}, 0
                     lengths.popleft()
