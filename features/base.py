@@ -60,8 +60,13 @@ class FittedExtractor(TableMaker[ConfigT]):
         """Names of the feature tables that it stands on."""
         return ()
 
+    @property
+    def needs_split(self) -> bool:
+        """False where the config says to fit on every row, for deployment; `table` then takes None."""
+        return True
+
     @abstractmethod
-    def table(self, name: str, dataset: Dataset, split: Split, tables: Mapping[str, Table]) -> Table:
+    def table(self, name: str, dataset: Dataset, split: Split | None, tables: Mapping[str, Table]) -> Table:
         """The table `name`; `tables` holds those named by `sources`."""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from recsys.errors import FeatureError
-from recsys.features.table import FeatureTable, Table, check_values, read_header, read_rows
+from recsys.features.table import FeatureTable, Table, check_values, drawn, read_header, read_rows
 from recsys.fields import Categorical, Field, Fields, MultiValued, Numeric
 from recsys.files import new_folder
 from recsys.schema import Ragged
@@ -50,12 +50,9 @@ class FieldTable(Table):
 
     def hidden(self, share: float, seed: int) -> "FieldTable":
         """A copy with `share` of the present rows made absent, for missing-modality experiments."""
-        present = np.flatnonzero(self.present_E)
-        chosen = np.random.default_rng(seed).permutation(present)[: round(share * len(present))]
-        gone = np.zeros(len(self.ids), bool)
-        gone[chosen] = True
-        frame = self.frame.select(pl.when(~pl.lit(pl.Series(gone))).then(pl.all()))
-        hashes_E = tuple(np.where(gone, "", self.hashes_E).tolist())
+        gone_E = drawn(self.present_E, share, seed)
+        frame = self.frame.select(pl.when(~pl.lit(pl.Series(gone_E))).then(pl.all()))
+        hashes_E = tuple(np.where(gone_E, "", self.hashes_E).tolist())
         manifest = dict(self.manifest) | {"hidden": share, "hidden_seed": seed}
         return replace(self, frame=frame, hashes_E=hashes_E, manifest=manifest)
 

@@ -86,7 +86,7 @@ def make_tables(
         split.check(dataset)
     for name, maker in makers.items():
         _check_target(out, name)
-        if isinstance(maker, FittedExtractor) and split is None and _needs_split(maker):
+        if isinstance(maker, FittedExtractor) and split is None and maker.needs_split:
             deploy = (
                 ", or fit a table for deployment with --fit-on all" if hasattr(maker.config, "fit_on") else ""
             )
@@ -133,11 +133,6 @@ def make_tables(
 def _gathered(dataset: Dataset, extractor: Extractor, name: str):
     extractor.key()  # asks for the weights: a missing extra shows now
     return gather(dataset, extractor, name)
-
-
-def _needs_split(maker: FittedExtractor) -> bool:
-    """Not where it is told to fit on every row."""
-    return getattr(maker.config, "fit_on", "train") != "all"
 
 
 def ordered(makers: dict[str, TableMaker]) -> dict[str, TableMaker]:

@@ -58,13 +58,19 @@ class MetadataExtractor(FittedExtractor[MetadataConfig]):
     modality = "metadata"
     Config = MetadataConfig
 
+    @property
+    def needs_split(self) -> bool:
+        return self.config.fit_on == "train"
+
     def identity(self) -> Mapping[str, Any]:
         shared = set(ExtractorConfig.model_fields)
         return {"extractor": "metadata", "version": VERSION} | self.config.model_dump(
             mode="json", exclude=shared
         )
 
-    def table(self, name: str, dataset: Dataset, split: Split, tables: Mapping[str, Table]) -> FieldTable:
+    def table(
+        self, name: str, dataset: Dataset, split: Split | None, tables: Mapping[str, Table]
+    ) -> FieldTable:
         """Raises FeatureError for a column that is not there, of the wrong type, or a table without any field."""
         entity = self.config.entity
         rows = dataset.items if entity == "item" else dataset.scan("users").collect()
@@ -80,7 +86,7 @@ class MetadataExtractor(FittedExtractor[MetadataConfig]):
                 fix=nearest(unknown[0], rows.columns) if unknown else "leave the table out of the recipe",
             )
         fitted = rows
-        if self.config.fit_on == "train":
+        if self.needs_split:
             fitted = rows.filter(pl.col(id_column).is_in(trained_ids(split, entity).implode()))
         encoders: dict[str, ColumnEncoder] = {}
         for column, config in columns.items():
@@ -90,7 +96,7 @@ class MetadataExtractor(FittedExtractor[MetadataConfig]):
         )
         manifest = {"modality": self.modality} | dict(self.identity())
         manifest["fields"] = {field: encoder.state() for field, encoder in encoders.items()}
-        if self.config.fit_on == "train":
+        if self.needs_split:
             manifest["split_id"] = split.id
         table = FieldTable(
             entity, name, rows[id_column], row_hashes(rows.select(list(columns)), frame), manifest, frame

@@ -41,7 +41,9 @@ class ReduceExtractor(FittedExtractor[ReduceConfig]):
             mode="json", exclude=set(ExtractorConfig.model_fields)
         )
 
-    def table(self, name: str, dataset: Dataset, split: Split, tables: Mapping[str, Table]) -> FeatureTable:
+    def table(
+        self, name: str, dataset: Dataset, split: Split | None, tables: Mapping[str, Table]
+    ) -> FeatureTable:
         """Raises FeatureError where the table named by `of` is not dense or of another entity."""
         source = tables[self.config.of]
         if not isinstance(source, FeatureTable) or source.entity != self.config.entity:

@@ -112,10 +112,9 @@ class FeatureTable(Table):
 
     def hidden(self, share: float, seed: int) -> "FeatureTable":
         """A copy with `share` of the present rows made absent, for missing-modality experiments."""
-        present = np.flatnonzero(self.present_E)
-        chosen = np.random.default_rng(seed).permutation(present)[: round(share * len(present))]
-        values_EF, present_E = self.values_EF.copy(), self.present_E.copy()
-        values_EF[chosen], present_E[chosen] = np.nan, False
+        gone_E = drawn(self.present_E, share, seed)
+        values_EF, present_E = self.values_EF.copy(), self.present_E & ~gone_E
+        values_EF[gone_E] = np.nan
         hashes_E = tuple(np.where(present_E, self.hashes_E, "").tolist())
         manifest = dict(self.manifest) | {"hidden": share, "hidden_seed": seed}
         return replace(self, values_EF=values_EF, present_E=present_E, hashes_E=hashes_E, manifest=manifest)
@@ -145,6 +144,14 @@ class FeatureTable(Table):
         )
         table.check_fingerprint(folder, header["fingerprint"])
         return table
+
+
+def drawn(present_E: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Mask of `share` of the present rows, at random."""
+    present = np.flatnonzero(present_E)
+    mask_E = np.zeros(len(present_E), bool)
+    mask_E[np.random.default_rng(seed).permutation(present)[: round(share * len(present))]] = True
+    return mask_E
 
 
 def read_header(folder: Path, kind: str | None = None) -> dict[str, Any]:
