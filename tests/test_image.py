@@ -180,10 +180,12 @@ def test_decoding_runs_ahead_over_the_end_of_a_chunk(tiny, pictures):
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
+import torch
 from recsys.dataset import Dataset
 from recsys.features.extract import extract, make_extractor
 from recsys.features.image.vision import Vision
 
+torch.set_num_threads(1)  # as the tests do: equal results need an equal number of threads
 given = json.loads(sys.argv[1])
 left, call = given["calls"], Vision.__call__
 
