@@ -327,7 +327,6 @@ def test_settings_that_do_not_go_together():
             extractor(encoder=encoder, random_weights=True).key()
 
 
-@pytest.mark.slow
 def test_a_model_of_the_usual_size(files):
     made = extractor(encoder="open_clip:ViT-B-32", random_weights=True)
     vectors = made.encode(files[:2])
