@@ -193,6 +193,11 @@ def evaluate(
         for width in widths[:-1]
     }
     inside = {}
+    for mask in protocol.more_masks:
+        other = protocol.model_copy(update={"mask": mask})
+        inside[f"mask.{mask}"] = rank_all(
+            scorer, asked, other, train, widths[-1], None, candidates, label=label
+        )
     if candidates is None:
         for slice_name, pool_I in pools(fit_log.item_counts(), protocol).items():
             ranked = rank_all(scorer, asked, protocol, train, widths[-1], pool_I, None)
@@ -219,8 +224,8 @@ def evaluation_of(
     length: int | None = None,
     width: int | None = None,
 ) -> Evaluation:
-    """Metrics, slices and intervals of ranks. narrow: by width; pooled: by pool; length: of candidate lists;
-    width: the full one, that of the headline."""
+    """Metrics, slices and intervals of ranks. narrow: by width; pooled: by pool or further mask; length:
+    of candidate lists; width: the full one, that of the headline."""
     counts_I = split.fit_log(fit_parts).item_counts()
     tables = tables or {}
     by_slice: dict[str | None, Ranked] = {None: headline, **(pooled or {})}

@@ -24,6 +24,8 @@ class Protocol(Config):
     input history; window = its last `window` items. A query's own target is never masked, but see repeat_targets."""
     window: Annotated[int, Field(ge=1)] = 50
     """Newest history items masked under mask = "window"."""
+    more_masks: tuple[Mask, ...] = ()
+    """Further masks, each with the full width's metrics under its own key, e.g. test/ndcg_at_10/mask.off."""
     repeat_targets: Literal["keep", "miss"] = "keep"
     """A target that is also masked: keep = ranked all the same; miss = stays masked and counts as a miss."""
     widths: Literal["full", "all"] | tuple[int, ...] = "full"

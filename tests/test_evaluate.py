@@ -83,6 +83,21 @@ def test_full_ranking_equals_the_oracle(mask, repeat, world, window):
     assert found.facts["empty_histories"] == sum(not train[user] + valid[user] for user in asked)
 
 
+@settings(max_examples=20, deadline=None)
+@given(worlds())
+def test_further_masks_are_evaluations_of_their_own(world):
+    split, scores, *_ = world
+    both = Protocol(ks=KS, mask="history", more_masks=("off", "train"), **PLAIN)
+    found = evaluate(hand.Table(scores), split, "test", both, progress=False)
+    for mask in ("off", "train"):
+        alone = evaluate(
+            hand.Table(scores), split, "test", Protocol(ks=KS, mask=mask, **PLAIN), progress=False
+        )
+        for name in METRICS:
+            key = f"test/{name}_at_{KS[0]}"
+            assert found.value(f"{key}/mask.{mask}") == alone.value(key)
+
+
 @settings(max_examples=60, deadline=None)
 @given(worlds(), st.data())
 def test_candidate_lists_equal_the_oracle(world, data):
