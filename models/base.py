@@ -131,7 +131,12 @@ class LoopedModel(Model[ConfigT]):
         """Length of `batches`."""
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups. By default matrices decay, vectors (norms, biases, scales) do not."""
-        decay = [p for p in self.module.parameters() if p.requires_grad and p.ndim >= 2]
-        rest = [p for p in self.module.parameters() if p.requires_grad and p.ndim < 2]
+        """Optimiser groups; `lr_scale` of a group multiplies the loop's learning rate.
+
+        By default matrices decay; vectors (norms, biases, scales) and parameters marked `no_decay` do not.
+        """
+        learnt = [value for value in self.module.parameters() if value.requires_grad]
+        decays = [value.ndim >= 2 and not getattr(value, "no_decay", False) for value in learnt]
+        decay = [value for value, does in zip(learnt, decays, strict=True) if does]
+        rest = [value for value, does in zip(learnt, decays, strict=True) if not does]
         return [{"params": decay}, {"params": rest, "weight_decay": 0.0}]

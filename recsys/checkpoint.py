@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load, save
 
+from recsys.averaging import Average
 from recsys.files import new_folder, write_json
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Checkpoint:
-    """Weights, optimiser state and progress of one training, in one folder that appears whole."""
+    """Weights, their average, optimiser state and progress of one training, in one folder that appears whole."""
 
-    def __init__(self, folder: Path, model: "LoopedModel", optimizer: Any):
-        self.path, self.model, self.optimizer = folder / "checkpoint", model, optimizer
+    def __init__(self, folder: Path, model: "LoopedModel", optimizer: Any, average: Average):
+        self.path, self.model, self.optimizer, self.average = folder / "checkpoint", model, optimizer, average
 
     def exists(self) -> bool:
         return (self.path / "progress.json").exists()
@@ -31,6 +32,8 @@ class Checkpoint:
                 for name, value in entry.items()
             }
             (folder / "optimizer.safetensors").write_bytes(save(_contiguous(moments)))
+            averages = {str(index): value for index, value in enumerate(self.average.values)}
+            (folder / "average.safetensors").write_bytes(save(_contiguous(averages)))
             if best is not None:
                 (folder / "best.safetensors").write_bytes(save(_contiguous(best)))
             elif (self.path / "best.safetensors").exists():
@@ -39,8 +42,11 @@ class Checkpoint:
             write_json(folder / "progress.json", {"progress": progress, "environment": environment})
 
     def load(self) -> dict[str, Any]:
-        """Puts weights and moments back; returns the progress."""
+        """Puts weights, average and moments back; returns the progress."""
         self.model.module.load_state_dict(load((self.path / "weights.safetensors").read_bytes()))
+        averages = load((self.path / "average.safetensors").read_bytes())
+        for index, value in enumerate(self.average.values):
+            value.copy_(averages[str(index)])
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in load((self.path / "optimizer.safetensors").read_bytes()).items():
             index, name = key.split(".", 1)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from recsys.allocator import keep_freed_memory
+from recsys.averaging import Average
 from recsys.checkpoint import Checkpoint
 from recsys.errors import TrainingError
 from recsys.models.base import FitContext, LoopedModel, Model
@@ -66,13 +68,27 @@ def fit(
     if not isinstance(model, LoopedModel):
         model.fit(ctx)
         return Progress()
+    keep_freed_memory()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(config.matmul)
+    try:
+        return _loop(model, ctx, config, log)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _loop(
+    model: LoopedModel, ctx: FitContext, config: TrainConfig, log: Callable[[dict[str, float], int], None]
+) -> Progress:
     accelerator = Accelerator(cpu=ctx.device == "cpu", mixed_precision=config.precision)
     rank, world = accelerator.process_index, accelerator.num_processes
     torch.manual_seed(step_seed(ctx.seed, 0, 0, 0))
     model.setup(ctx)
-    optimizer = torch.optim.AdamW(model.param_groups(), lr=config.lr, weight_decay=config.weight_decay)
+    groups = model.param_groups()
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     module, optimizer = accelerator.prepare(model.module, optimizer)
-    checkpoint = Checkpoint(ctx.folder, model, optimizer) if ctx.folder is not None else None
+    average = Average(model.module, config.ema)
+    checkpoint = Checkpoint(ctx.folder, model, optimizer, average) if ctx.folder is not None else None
     at = Progress(**checkpoint.load()) if checkpoint and checkpoint.exists() else Progress()
     best = checkpoint.load_best() if checkpoint and at.best_epoch >= 0 else None
     if ctx.validate is not None and at.epoch == at.step == 0:
@@ -93,10 +109,10 @@ def fit(
                 raise TrainingError(
                     f"loss is {loss.item()} at epoch {at.epoch + 1}, step {step}", where=parts
                 )
-            first = (
+            left = per_epoch - (
                 step - step % config.accumulate
-            )  # of the batches that make this step; the last may be fewer
-            accelerator.backward(loss / min(config.accumulate, per_epoch - first))
+            )  # batches from this optimiser step's first one on
+            accelerator.backward(loss / min(config.accumulate, left))
             for name, value in {"loss": loss.item(), **parts}.items():
                 at.sums[name] = at.sums.get(name, 0.0) + value
             if (step + 1) % config.accumulate == 0 or step + 1 == per_epoch:
@@ -105,24 +121,29 @@ def fit(
                     raise TrainingError(
                         f"gradient is not finite at epoch {at.epoch + 1}, step {step}", where=parts
                     )
+                done = at.epoch * per_epoch + step
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(
-                        config, at.epoch * per_epoch + step, config.epochs * per_epoch
-                    )
+                    rate = learning_rate(config, done, config.epochs * per_epoch)
+                    group["lr"] = rate * group.get("lr_scale", 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
+                average.update(done)
                 if checkpoint and (step + 1) % config.checkpoint_steps == 0:
                     at.step = step + 1
                     checkpoint.save(asdict(at))
         metrics = {name: total / per_epoch for name, total in at.sums.items()}
         metrics["seconds"] = time.monotonic() - started
-        if ctx.validate is not None:
-            metrics["valid"] = ctx.validate(model)
-            if not math.isfinite(metrics["valid"]):
-                raise TrainingError(f"the validation metric is {metrics['valid']} after epoch {at.epoch + 1}")
-        if ctx.validate is None or at.best_metric is None or metrics["valid"] > at.best_metric:
-            at.best_epoch, at.best_metric = at.epoch, metrics.get("valid")
-            best = {name: value.detach().cpu().clone() for name, value in model.module.state_dict().items()}
+        with average.in_place():
+            if ctx.validate is not None:
+                metrics["valid"] = ctx.validate(model)
+                if not math.isfinite(metrics["valid"]):
+                    raise TrainingError(
+                        f"the validation metric is {metrics['valid']} after epoch {at.epoch + 1}"
+                    )
+            if ctx.validate is None or at.best_metric is None or metrics["valid"] > at.best_metric:
+                at.best_epoch, at.best_metric = at.epoch, metrics.get("valid")
+                weights = model.module.state_dict()
+                best = {name: value.detach().cpu().clone() for name, value in weights.items()}
         at.history.append(metrics)
         log(metrics, at.epoch)
         at.epoch, at.step, at.sums = at.epoch + 1, 0, {}

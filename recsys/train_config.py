@@ -37,10 +37,14 @@ class TrainConfig(Config):
     """cosine falls to a tenth of the peak at the last epoch."""
     clip: Annotated[float, Field(gt=0)] = 5.0
     """Largest gradient norm."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay a step of the running average of the weights that is validated and kept; 0 = the weights themselves."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients make one step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
+    matmul: Literal["highest", "high", "medium"] = "highest"
+    """Precision of float32 matrix products; medium takes bfloat16 products where the hardware has them."""
     patience: Annotated[int, Field(ge=1)] = 5
     """Epochs without a better validation metric before training stops."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 500

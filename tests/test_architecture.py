@@ -57,8 +57,8 @@ ONLY = {
     "uvicorn": ("recsys.serving.api",),
     # the last two say whether there is one
     "torch": (
-        "recsys.models", "recsys.features", "recsys.train", "recsys.checkpoint", "recsys.cli", "recsys.doctor",
-        "recsys.torchvision_cure",
+        "recsys.models", "recsys.features", "recsys.train", "recsys.averaging", "recsys.checkpoint", "recsys.cli",
+        "recsys.doctor", "recsys.torchvision_cure",
     ),
     **{
         name: ("recsys.features", "recsys.models.notellm2", "recsys.zeroshot")

@@ -70,7 +70,7 @@ class Breaks(FMRLRec):
 @pytest.mark.parametrize("breaks", [(4,), (6,), (7,), (9,), (5, 4, 6), (13,)])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, breaks, accumulate):
     config = TrainConfig(
-        epochs=4, lr=1e-2, checkpoint_steps=2, accumulate=accumulate, schedule="cosine", warmup=3
+        epochs=4, lr=1e-2, checkpoint_steps=2, accumulate=accumulate, schedule="cosine", warmup=3, ema=0.9
     )
     whole, progress = trained(context(tmp_path / "whole", quick), config)
     assert whole.steps_per_epoch() == 5
@@ -121,7 +121,8 @@ def test_an_end_of_epoch_that_breaks_off_resumes_too(tmp_path, hook):
 def test_a_checkpoint_holds_no_pickle(tmp_path):
     trained(context(tmp_path, quick), TrainConfig(epochs=1))
     names = {path.name for path in (tmp_path / "checkpoint").iterdir()}
-    assert names == {"weights.safetensors", "optimizer.safetensors", "best.safetensors", "progress.json"}
+    files = ("weights", "average", "optimizer", "best")
+    assert names == {*(f"{name}.safetensors" for name in files), "progress.json"}
     stored = json.loads((tmp_path / "checkpoint" / "progress.json").read_text())
     assert stored["environment"] == {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
