@@ -4,37 +4,37 @@ Hence a model cut down to width m computes exactly the first m values of the big
 arXiv 2409.16627, section on full-scale Matryoshka weights).
 """
 
+import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recsys.models.recurrence import packed_scan
+_GROUPED_FROM = 512
+"""Input width from which a product per block is quicker than one with the zeros multiplied too."""
 
 
 def increments(widths: tuple[int, ...]) -> list[tuple[int, int]]:
     """(start, end) of each width's own values."""
-    return list(zip((0, *widths[:-1]), widths, strict=True))
+    return list(itertools.pairwise((0, *widths)))
 
 
 class NestedLinear(nn.Module):
-    """A dense linear map times a block-lower-triangular mask: out block i sees in blocks 0..i.
+    """A linear map whose weight is block-lower-triangular: out block i sees in blocks 0..i.
 
-    Below a width of about 512 one masked matrix product is quicker than a product per block. Initial
-    weights follow each block row's own fan-in, as separate layers would.
+    Initial weights follow each block row's own fan-in, as separate layers would.
     """
 
     def __init__(self, in_widths: tuple[int, ...], out_widths: tuple[int, ...], *, bias: bool = True):
         super().__init__()
         weight = torch.empty(out_widths[-1], in_widths[-1])
         mask = torch.zeros_like(weight)
-        for (row_start, row_end), (_, fan_in) in zip(
-            increments(out_widths), increments(in_widths), strict=True
-        ):
+        self.blocks = list(zip(increments(out_widths), in_widths, strict=True))
+        for (start, end), fan_in in self.blocks:
             bound = 1 / math.sqrt(fan_in)
-            weight[row_start:row_end].uniform_(-bound, bound)
-            mask[row_start:row_end, :fan_in] = 1
+            weight[start:end].uniform_(-bound, bound)
+            mask[start:end, :fan_in] = 1
         self.weight = nn.Parameter(weight * mask)
         self.bias = nn.Parameter(torch.zeros(out_widths[-1])) if bias else None
         self.register_buffer("mask", mask, persistent=False)
@@ -43,7 +43,11 @@ class NestedLinear(nn.Module):
         return self.weight * self.mask
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.masked_weight(), self.bias)
+        if x.shape[-1] < _GROUPED_FROM or len(self.blocks) == 1:
+            return F.linear(x, self.masked_weight(), self.bias)
+        parts = [F.linear(x[..., :fan_in], self.weight[a:b, :fan_in]) for (a, b), fan_in in self.blocks]
+        out = torch.cat(parts, dim=-1)
+        return out if self.bias is None else out + self.bias
 
 
 class BlockNorm(nn.Module):
@@ -63,50 +67,15 @@ class BlockNorm(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-class NestedLRU(nn.Module):
-    """Linear recurrent unit (Orvieto et al., ICML 2023), nested: y_t = Re(C h_t) + c,
-    h_t = lambda h_(t-1) + gamma (B x_t + b), lambda = exp(-exp(nu) + i exp(theta)).
+class NestedFFN(nn.Module):
+    """Gated feed-forward: W2 (SiLU(Wg x) * (W1 x)), every matrix nested."""
 
-    Departures: no D term (the residual takes its place); moduli start uniform on the ring
-    [r_min, r_max] and gamma is free after initialisation, as in LRURec.
-    """
-
-    def __init__(self, widths: tuple[int, ...], r_min: float, r_max: float):
-        super().__init__()
-        width = widths[-1]
-        radius = torch.rand(width) * (r_max**2 - r_min**2) + r_min**2
-        modulus = radius.sqrt()
-        self.nu_log = nn.Parameter(torch.log(-torch.log(modulus)))
-        self.theta_log = nn.Parameter(torch.log(2 * math.pi * torch.rand(width).clamp_min(1e-4)))
-        self.gamma_log = nn.Parameter(torch.log(torch.sqrt(1 - modulus**2)))
-        self.in_re, self.in_im = NestedLinear(widths, widths), NestedLinear(widths, widths)
-        self.out_re, self.out_im = NestedLinear(widths, widths), NestedLinear(widths, widths, bias=False)
-
-    def transition(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Real and imaginary part of lambda."""
-        modulus, angle = torch.exp(-torch.exp(self.nu_log)), torch.exp(self.theta_log)
-        return modulus * torch.cos(angle), modulus * torch.sin(angle)
-
-    def forward(self, x_PD: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        gamma_D = torch.exp(self.gamma_log)
-        v_re_PD, v_im_PD = gamma_D * self.in_re(x_PD), gamma_D * self.in_im(x_PD)
-        h_re_PD, h_im_PD = packed_scan(v_re_PD, v_im_PD, *self.transition(), counts)
-        return self.out_re(h_re_PD) - self.out_im(h_im_PD)
-
-
-class NestedBlock(nn.Module):
-    """LRU and gated feed-forward, each with residual and post-norm."""
-
-    def __init__(self, widths: tuple[int, ...], multiple: int, dropout: float, r_min: float, r_max: float):
+    def __init__(self, widths: tuple[int, ...], multiple: int, dropout: float):
         super().__init__()
         hidden = tuple(multiple * width for width in widths)
-        self.lru = NestedLRU(widths, r_min, r_max)
-        self.norm1, self.norm2 = BlockNorm(widths), BlockNorm(widths)
         self.gate, self.up = NestedLinear(widths, hidden), NestedLinear(widths, hidden)
         self.down = NestedLinear(hidden, widths)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, u_PD: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        u_PD = self.norm1(u_PD + self.dropout(self.lru(u_PD, counts)))
-        hidden = self.dropout(F.silu(self.gate(u_PD)) * self.up(u_PD))
-        return self.norm2(u_PD + self.dropout(self.down(hidden)))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.dropout(F.silu(self.gate(x)) * self.up(x)))

@@ -10,6 +10,9 @@ MODELS = {
     "itemknn": "recsys.models.baselines.itemknn:ItemKNN",
     "ease": "recsys.models.baselines.ease:EASE",
     "fmrlrec": "recsys.models.fmrlrec:FMRLRec",
+    "mamba4rec": "recsys.models.mamba4rec:Mamba4Rec",
+    "sasrec": "recsys.models.sasrec:SASRec",
+    "gru4rec": "recsys.models.gru4rec:GRU4Rec",
 }
 EXTRACTORS = {
     "text": "recsys.features.text.extractor:TextExtractor",

@@ -8,7 +8,9 @@ import numpy as np
 
 from recsys.errors import BundleError
 from recsys.schema import Form, Queries, legal_width, pick
-from recsys.serving.lru import LRU
+from recsys.scoring import dot_scores
+from recsys.serving.mixers import MIXERS
+from recsys.serving.network import Network
 
 
 class Program(ABC):
@@ -76,12 +78,12 @@ class ItemItem(Program):
         return self._sum(np.array([item]))
 
 
-class LRUProgram(Program):
-    """fMRLRec: the recurrence over the history, then a dot product with the item vectors (see `LRU`)."""
+class Sequence(Program):
+    """A sequence model: its network over the history, then a dot product with the item vectors (see `Network`)."""
 
     def __init__(self, form: Form):
         super().__init__(form)
-        self.networks = {width: LRU(form, width) for width in form.widths}
+        self.networks = {width: Network(form, width) for width in form.widths}
 
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
         """[Q, width]."""
@@ -91,14 +93,15 @@ class LRUProgram(Program):
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
         width = legal_width(width, self.widths)
-        vectors_QD = self.query_vectors(queries, width)
-        items_ID, bias_I = self.form.item_vectors_ID[:, :width], self.form.item_bias_I
-        if candidates is None:
-            return vectors_QD @ items_ID.T + bias_I
-        candidates = np.broadcast_to(candidates, (len(queries), np.shape(candidates)[-1]))
-        safe = np.maximum(candidates, 0)
-        scores_QC = np.einsum("qd,qcd->qc", vectors_QD, items_ID[safe]) + bias_I[safe]
-        return np.where(candidates < 0, -np.inf, scores_QC).astype(np.float32)
+        return dot_scores(
+            self.query_vectors(queries, width),
+            self.form.item_vectors_ID[:, :width],
+            self.form.item_bias_I,
+            candidates,
+            scale=float(self.form.arrays["scales"][self.widths.index(width)]),
+            history=queries.history,
+            repeat=self.form.arrays.get("repeat"),
+        )
 
     @cached_property
     def _unit_vectors_ID(self) -> np.ndarray:
@@ -110,7 +113,9 @@ class LRUProgram(Program):
         return self._unit_vectors_ID @ self._unit_vectors_ID[item]
 
 
-PROGRAMS: dict[str, type[Program]] = {"popularity": Popularity, "item_item": ItemItem, "lru": LRUProgram}
+PROGRAMS: dict[str, type[Program]] = {"popularity": Popularity, "item_item": ItemItem} | dict.fromkeys(
+    MIXERS, Sequence
+)
 
 
 def open_form(form: Form) -> Program:

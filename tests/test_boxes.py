@@ -77,9 +77,12 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     **every(
         "models.fmrlrec",
         {
-            "tables": [], "widths": [4, 8, 16], "blocks": 3, "ffn_multiple": 2, "dropout": 0.3,
-            "id_vectors": False, "id_dropout": 0.2, "item_bias": False, "whiten": 4, "radius": [0.4, 0.8],
-            "window": 10, "batch_size": 16, "width_weights": "inverse_sqrt",
+            "trunk": "gru", "tables": [], "widths": [4, 8, 16], "blocks": 3, "ffn_multiple": 2, "norm": "pre",
+            "input_norm": False, "dropout": 0.3, "modality_dropout": 0.1, "id_vectors": False, "id_dropout": 0.2,
+            "item_bias": False, "whiten": 4, "radius": [0.4, 0.8], "state": 4, "heads": 2, "window": 10,
+            "batch_size": 16, "loss": "sampled", "negatives": 8, "negative_power": 0.5, "log_q": False,
+            "gbce_t": 0.5, "width_weights": "inverse_sqrt", "distil": 0.5, "width_temperature": True,
+            "repeat_bias": True,
         },
         one("fmrlrec"),
     ),
@@ -87,7 +90,7 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
         "train",
         {
             "epochs": 3, "lr": 0.1, "weight_decay": 0.1, "warmup": 5, "schedule": "cosine", "clip": 1.0,
-            "accumulate": 2, "precision": "bf16", "patience": 1,
+            "ema": 0.9, "accumulate": 2, "precision": "bf16", "matmul": "medium", "patience": 1,
         },
         LOOP,
     ),
@@ -105,7 +108,7 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
         "evaluate",
         {
             "ks": [3], "mask": "off", "window": 7, "repeat_targets": "miss", "widths": "all",
-            "slices": ["pool"], "bootstrap": 7, "seed": 1,
+            "slices": ["pool"], "more_masks": ["off"], "bootstrap": 7, "seed": 1,
         },
         JUDGED,
     ),
@@ -128,7 +131,7 @@ def values_of(dataset: Path) -> dict[str, Any]:
         "name": "tiny",
         "data": {"kind": "dataset", "path": str(dataset)},
         "features": {"text": {"kind": "hash_text:HashText"}, "spare": {"kind": "hash_text:HashText"}},
-        "models": {"popularity": {}, "ease": {}, "fmrlrec": {"tables": ["text"], "widths": [4, 8]}},
+        "models": {"popularity": {}, "ease": {}, "fmrlrec": {"tables": ["text"], "widths": [8]}},
     }
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from recsys.evaluate import validation_metric
 from recsys.features.whitening import Whitening
-from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig, training_batch
+from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig
 from recsys.models.layers import BlockNorm, NestedLinear, increments
-from recsys.models.losses import nested_cross_entropy
+from recsys.models.sequence import SequenceModule, training_batch
 from recsys.schema import Dense, Queries, Ragged
-from recsys.serving.lru import LRU
+from recsys.serving.network import Network
 from recsys.train import fit
 from recsys.train_config import TrainConfig
 
@@ -119,41 +119,25 @@ def test_nested_layers_equal_separate_ones(steps, seed):
 @given(history=st.lists(st.integers(0, 47), max_size=30))
 def test_one_event_at_a_time_equals_the_whole_history(model, width, history):
     """The serving network stepped event by event, its `encode`, and the model's own vectors."""
-    network = LRU(model.serving_form(), width)
-    state = network.initial(1)
+    network = Network(model.serving_form(), width)
+    encoded = network.initial(1)
     for item in history:
-        state = network.step(state, np.array([item]))
+        encoded = network.step(encoded, np.array([item]))
     whole = network.encode(Ragged.of([[5, 6], history, []]))[1:2]
-    np.testing.assert_allclose(state.vectors_BD, whole, atol=1e-5)
+    np.testing.assert_allclose(encoded.vectors_BD, whole, atol=1e-5)
     np.testing.assert_allclose(whole, model.query_vectors(Queries.of([history]), width), atol=1e-5)
 
 
-@pytest.mark.parametrize("biased", [True, False])
-def test_the_loss_equals_one_softmax_a_width(biased):
-    torch.manual_seed(0)
-    queries, items = torch.randn(5, 16, requires_grad=True), torch.randn(9, 16, requires_grad=True)
-    bias = torch.randn(9) if biased else None
-    labels, weights = torch.tensor([0, 8, 3, 3, 1]), torch.tensor([0.5, 0.3, 0.2])
-    loss, parts = nested_cross_entropy(queries, items, bias, labels, WIDTHS, weights)
-    naive = []
-    for width in WIDTHS:
-        logits = queries[:, :width] @ items[:, :width].T + (bias if biased else 0)
-        naive.append(-torch.log_softmax(logits, dim=1)[torch.arange(5), labels].mean())
-        assert parts[f"loss.width.{width}"] == pytest.approx(naive[-1].item(), rel=1e-5)
-    expected = sum(weight * value for weight, value in zip(weights, naive, strict=True))
-    torch.testing.assert_close(loss, expected)
-    ours = torch.autograd.grad(loss, (queries, items), retain_graph=True)
-    theirs = torch.autograd.grad(expected, (queries, items))
-    for own, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(own, other)
-
-
 def test_width_weights_by_hand():
-    uniform = trained(width_weights="uniform").module.weights
-    torch.testing.assert_close(uniform, torch.full((3,), 1 / 3))
-    inverse = trained(width_weights="inverse_sqrt").module.weights
-    raw = torch.tensor([1 / 2, 1 / 8**0.5, 1 / 4])
-    torch.testing.assert_close(inverse, raw / raw.sum())
+    known = {
+        "uniform": [1, 1, 1],
+        "inverse_sqrt": [1 / 2, 1 / 8**0.5, 1 / 4],
+        "inverse": [1 / 4, 1 / 8, 1 / 16],
+    }
+    for kind, raw in known.items():
+        config = FMRLRecConfig(widths=WIDTHS, width_weights=kind)
+        weights = SequenceModule(config, {}, np.ones(3)).loss_widths.weights
+        np.testing.assert_allclose(weights, np.array(raw) / sum(raw))
 
 
 def test_a_training_batch_asks_for_every_next_item():

@@ -96,6 +96,8 @@ def state_bytes(model: Model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 _SMALL = {"widths": [4, 8, 16], "blocks": 1, "window": 20, "dropout": 0.1}
+_TINY = {"widths": [16], "blocks": 1, "ffn_multiple": 1, "state": 4, "window": 20, "dropout": 0.1}
+_LONGER = {"epochs": 25, "lr": 1e-2}
 _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
     "popularity": ({"floor": True},),
     "itemknn": ({"claims": ("co_occurrence",)},),
@@ -103,18 +105,84 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
     "fmrlrec": (
         {
             "settings": _SMALL | {"tables": ["text"]},
-            "train": {"epochs": 25, "lr": 1e-2},
+            "train": _LONGER,
             "claims": ("order", "content"),
             "order_matters": True,
         },
         {
             "variant": "ids",
             "settings": _SMALL | {"blocks": 2, "ffn_multiple": 2, "item_bias": False},
-            "train": {"epochs": 25, "lr": 1e-2},
+            "train": _LONGER,
+            "claims": ("order",),
+            "order_matters": True,
+        },
+        {
+            "variant": "switches",
+            "settings": _SMALL
+            | {
+                "tables": ["text"],
+                "norm": "pre",
+                "input_norm": False,
+                "modality_dropout": 0.2,
+                "distil": 0.5,
+                "width_weights": "inverse",
+                "width_temperature": True,
+                "repeat_bias": True,
+            },
+            "train": _LONGER | {"ema": 0.9},
+            "claims": ("order", "content"),
+            "order_matters": True,
+        },
+        {
+            "variant": "sampled",
+            "settings": _SMALL
+            | {"tables": ["text"], "loss": "sampled", "negatives": 20, "repeat_bias": True, "distil": 0.5},
+            "train": _LONGER,
+            "claims": ("order", "content"),
+            "order_matters": True,
+        },
+        {
+            "variant": "in batch",
+            "settings": _SMALL | {"loss": "in_batch"},
+            "train": _LONGER,
+            "claims": ("order",),
+            "order_matters": True,
+        },
+        {
+            "variant": "gbce",
+            "settings": _SMALL
+            | {
+                "widths": [16],
+                "loss": "gbce",
+                "negatives": 20,
+                "negative_power": 0.5,
+                "id_dropout": 0.0,
+                "batch_size": 8,
+            },
+            "train": {"epochs": 40, "lr": 1e-2},  # it first learns how rare a hit is, then which
             "claims": ("order",),
             "order_matters": True,
         },
     ),
+    "mamba4rec": (
+        {"settings": _TINY, "train": _LONGER, "claims": ("order",), "order_matters": True},
+        {
+            "variant": "mamba2",
+            "settings": _TINY | {"trunk": "mamba2", "tables": ["text"], "repeat_bias": True},
+            "train": _LONGER,
+            "claims": ("order", "content"),
+            "order_matters": True,
+        },
+    ),
+    "sasrec": (
+        {
+            "settings": _TINY | {"heads": 2, "negatives": 20},
+            "train": _LONGER,
+            "claims": ("order",),
+            "order_matters": True,
+        },
+    ),
+    "gru4rec": ({"settings": _TINY, "train": _LONGER, "claims": ("order",), "order_matters": True},),
 }
 """Registered name -> its cases; `variant` tells several of one model apart."""
 

@@ -90,13 +90,15 @@ def widths_are_nested(case: Case) -> None:
     assert list(widths) == sorted(set(widths)), f"widths {widths} do not ascend"
     np.testing.assert_array_equal(score_of(model, queries), score_of(model, queries, width=widths[-1]))
     items_ID, queries_QD = model.item_vectors(), model.query_vectors(queries)
-    bias_QI = score_of(model, queries) - queries_QD @ items_ID.T
+    scale = getattr(model, "scale", lambda width: 1.0)
+    bias_QI = score_of(model, queries) - scale(widths[-1]) * (queries_QD @ items_ID.T)
     form = model.serving_form()
     for width in widths:
         np.testing.assert_array_equal(model.item_vectors(width), items_ID[:, :width])
         close(queries_QD[:, :width], model.query_vectors(queries, width), 1e-6, f"vectors at width {width}")
         scores = score_of(model, queries, width=width)
-        close(queries_QD[:, :width] @ items_ID[:, :width].T + bias_QI, scores, 1e-5, f"width {width}")
+        dots_QI = queries_QD[:, :width] @ items_ID[:, :width].T
+        close(scale(width) * dots_QI + bias_QI, scores, 1e-5, f"width {width}")
         cut = replace(
             form,
             item_vectors_ID=form.item_vectors_ID[:, :width].copy(),

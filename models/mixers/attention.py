@@ -1,0 +1,53 @@
+"""Causal self-attention as a mixer."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from recsys.errors import ModelError
+from recsys.models.mixers.layout import places, to_packed, to_padded
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention of every token to itself and those before it (Vaswani et al., 2017; SASRec, ICDM 2018):
+    softmax(q k / sqrt(D / heads)) v, then a linear map.
+
+    Departures from SASRec: positions count from a row's first token, so that the same history gives the same
+    keys as it grows; they are added in every mixer, to its input; the heads' outputs pass a linear map.
+    """
+
+    def __init__(self, width: int, *, heads: int = 1, window: int = 100, dropout: float = 0.0):
+        """heads divide the width. window: longest row, tokens. dropout: share of attention weights."""
+        super().__init__()
+        if width % heads:
+            raise ModelError(f"{heads} heads do not divide the width {width}", fix="choose heads that do")
+        self.heads, self.window, self.dropout = heads, window, dropout
+        self.position = nn.Parameter(torch.randn(window, width) * 0.02)
+        self.position.no_decay = True
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_PD: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """[P, D] of packed tokens (see `recsys.models.packing`). Raises ModelError for a row past the window."""
+        if len(counts) > self.window:
+            raise ModelError(
+                f"a row of {len(counts)} tokens", expected=f"at most window = {self.window}", fix="cut it"
+            )
+        _, step_P = places(counts, x_PD.device)
+        qkv_PE = self.qkv(x_PD + self.position.index_select(0, step_P))
+        q, k, v = to_padded(qkv_PE, counts).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # rows are aligned at their first token: padding comes after every real token, where none may look
+        mixed_BHLd = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True
+        )
+        return self.out(to_packed(mixed_BHLd.transpose(1, 2).flatten(2), counts))
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """Weights of `recsys.serving.mixers.Attention`; the shape of qkv, [3, heads, D / heads, D], tells the heads."""
+        return {
+            "position": self.position,
+            "qkv": self.qkv.weight.unflatten(0, (3, self.heads, -1)),
+            "qkv_bias": self.qkv.bias.unflatten(0, (3, self.heads, -1)),
+            "out": self.out.weight,
+            "out_bias": self.out.bias,
+        }

@@ -1,0 +1,42 @@
+"""SASRec: self-attention over item ids.
+
+After Kang and McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018). Departures: softmax over many sampled
+negatives, the one change that makes it strong (Klenitskiy and Vasilev, RecSys 2023), in place of one negative a
+position; and the block that all sequence models here share (gated feed-forward, start vector), so that trunks are
+compared with all else equal.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recsys.models.sequence import SequenceConfig, SequenceModel
+from recsys.models.trunk import Mixer, Share
+
+
+class SASRecConfig(SequenceConfig):
+    """Settings of SASRec."""
+
+    trunk: Mixer = "attention"
+    """What mixes the steps of a history."""
+    widths: tuple[int, ...] = (64,)
+    """The width."""
+    norm: Literal["post", "pre"] = "pre"
+    """LayerNorm after each residual sum, or before each mixer and feed-forward."""
+    window: Annotated[int, Field(ge=2)] = 50
+    """Longest stretch of a history in one training row; scoring reads the last window - 1 items."""
+    id_dropout: Share = 0.0
+    """Share of items whose id vector is zero in a training step."""
+    item_bias: bool = False
+    """A learnt popularity bias per item."""
+    loss: Literal["full", "sampled", "in_batch", "gbce"] = "sampled"
+    """Softmax over the whole catalogue, over drawn negatives, over the labels of the batch; or the binary
+    cross-entropy of gSASRec over drawn negatives."""
+    negatives: Annotated[int, Field(ge=1)] = 256
+    """sampled, gbce: items drawn a step, the same for all its positions."""
+
+
+class SASRec(SequenceModel[SASRecConfig]):
+    """Next-item ranking with an attention trunk."""
+
+    Config = SASRecConfig

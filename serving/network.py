@@ -1,0 +1,117 @@
+"""A sequence model's network in NumPy: whole histories at once, or one event at a time.
+
+A nested network's matrices are block-lower-triangular over its widths, so the network of width m uses the first m rows
+and columns of everything and computes exactly the first m values of the full one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recsys.schema import Form, Ragged
+from recsys.serving.mixers import MIXERS, State
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """per_block: state of each block. vectors_BD: the query vectors."""
+
+    per_block: tuple[State, ...]
+    vectors_BD: np.ndarray
+
+    def head(self, rows: int) -> "Encoded":
+        """The first rows."""
+        per_block = tuple(tuple(part[:rows] for part in state) for state in self.per_block)
+        return Encoded(per_block, self.vectors_BD[:rows])
+
+
+def cut_arrays(form: Form, width: int) -> dict[str, np.ndarray]:
+    """The arrays of the network of this width."""
+    full = len(form.arrays["start"])
+    if width == full:
+        return dict(form.arrays)
+    multiple = int(form.meta["ffn_multiple"])
+    sizes = {full: width, multiple * full: multiple * width}
+    kept = {name: value for name, value in form.arrays.items() if name not in ("scales", "repeat")}
+    arrays = {
+        name: np.ascontiguousarray(value[tuple(slice(sizes[size]) for size in value.shape)])
+        for name, value in kept.items()
+    }
+    arrays["scales"] = form.arrays["scales"][: form.widths.index(width) + 1]
+    return arrays | ({"repeat": form.arrays["repeat"]} if "repeat" in form.arrays else {})
+
+
+class Network:
+    """The network at one width. Arrays are those of the form, cut to the width."""
+
+    def __init__(self, form: Form, width: int):
+        arrays, meta = cut_arrays(form, width), form.meta
+        inside = [w for w in form.widths if w <= width]
+        self.increments = list(zip([0, *inside[:-1]], inside, strict=True))
+        self.eps, self.pre = float(meta["eps"]), meta["norm"] == "pre"
+        self.window = meta["window"]
+        self.items_ID = form.item_vectors_ID[:, :width]
+        self.arrays = arrays
+        self.blocks = [_below(arrays, f"{number}.") for number in range(int(meta["blocks"]))]
+        self.mixers: list[Any] = [MIXERS[form.program](_below(block, "mix.")) for block in self.blocks]
+
+    def _norm(self, x: np.ndarray, arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        """An independent LayerNorm on each increment."""
+        weight, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
+        out = np.empty_like(x)
+        for start, end in self.increments:
+            part = x[:, start:end]
+            centred = part - part.mean(axis=1, keepdims=True)
+            scale = np.sqrt((centred**2).mean(axis=1, keepdims=True) + self.eps)
+            out[:, start:end] = centred / scale * weight[start:end] + bias[start:end]
+        return out
+
+    def _advance(self, x_BD: np.ndarray, before: tuple[State, ...]) -> Encoded:
+        """One event for every row."""
+        u = self._norm(x_BD, self.arrays, "in") if "in.weight" in self.arrays else x_BD
+        after = []
+        for block, mixer, state in zip(self.blocks, self.mixers, before, strict=True):
+            y, state = mixer.advance(self._norm(u, block, "norm1") if self.pre else u, state)
+            after.append(state)
+            u = u + y if self.pre else self._norm(u + y, block, "norm1")
+            x = self._norm(u, block, "norm2") if self.pre else u
+            gate = x @ block["gate"].T + block["gate_bias"]
+            hidden = gate / (1 + np.exp(-gate)) * (x @ block["up"].T + block["up_bias"])
+            u = u + hidden @ block["down"].T + block["down_bias"]
+            u = u if self.pre else self._norm(u, block, "norm2")
+        return Encoded(tuple(after), u)
+
+    def initial(self, rows: int) -> Encoded:
+        """After the start vector alone: an empty history."""
+        start_D = self.arrays["start"]
+        return self._advance(
+            np.broadcast_to(start_D, (rows, len(start_D))),
+            tuple(mixer.initial(rows) for mixer in self.mixers),
+        )
+
+    def step(self, encoded: Encoded, items_B: np.ndarray) -> Encoded:
+        """After one more event per row; with a recurrent mixer the cost does not depend on the history."""
+        return self._advance(self.items_ID[items_B], encoded.per_block)
+
+    def encode(self, history: Ragged) -> np.ndarray:
+        """[Q, m] query vectors of whole histories, longest first, so that every step works on active rows only."""
+        if self.window is not None:
+            history = history.tail(int(self.window) - 1)
+        lengths = history.lengths
+        order = np.argsort(-lengths, kind="stable")
+        rows = history.take(order)
+        encoded = self.initial(len(history))
+        vectors = encoded.vectors_BD.copy()
+        for step in range(int(lengths.max(initial=0))):
+            active = int((lengths > step).sum())
+            encoded = self.step(encoded.head(active), rows.values[rows.starts[:active] + step])
+            vectors[:active] = encoded.vectors_BD
+        out = np.empty_like(vectors)
+        out[order] = vectors
+        return out
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
