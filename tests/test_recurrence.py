@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.models.packing import pack, windows
-from recsys.models.recurrence import packed_scan
+from recsys.models.recurrence import chunked_scan, packed_scan
 from recsys.schema import Ragged
 
 ROWS = st.lists(st.lists(st.integers(0, 50), max_size=7), min_size=1, max_size=6)
@@ -86,6 +86,22 @@ def test_gradients_equal_those_of_the_slow_loop():
     total.backward()
     for ours, theirs in zip(inputs, slow, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("lengths", [[1], [16], [17, 16, 3], [40, 33, 33, 32, 1, 1]])
+def test_the_chunked_scan_equals_the_loop(lengths):
+    """States and gradients, rows that end within a chunk, at its end and after it."""
+    values, lam = planted(lengths)
+    tokens, counts, _ = to_packed(values, lengths)
+    weights = torch.tensor(np.random.default_rng(1).standard_normal((2, *tokens.shape)))
+    found = {}
+    for scan in (packed_scan, chunked_scan):
+        inputs = (*real_pair(tokens), *real_pair(lam))
+        states = scan(*inputs, counts)
+        (weights[0] * states[0] + weights[1] * states[1]).sum().backward()
+        found[scan] = (*states, *(leaf.grad for leaf in inputs))
+    for loop, chunked in zip(found[packed_scan], found[chunked_scan], strict=True):
+        torch.testing.assert_close(chunked, loop)
 
 
 def test_inputs_stay_as_they_were():
