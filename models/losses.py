@@ -20,7 +20,9 @@ _LEAST_ROWS = 16
 class Repeats(NamedTuple):
     """What is added to the logits of items that stand in a position's own past.
 
-    rows_R: position, ascending; items_R: item, each (position, item) once; values_R: what is added.
+    rows_R: position, ascending; items_R: item, each (position, item) once; values_R: what is added. It is added at
+    every width and learnt at the full one alone: narrow widths that imitate the full one would hold it where that one
+    stood at first.
     """
 
     rows_R: torch.Tensor
@@ -115,6 +117,8 @@ class _NestedSoftmax(torch.autograd.Function):
                 work.scatter_add_(1, labels_C1, work.new_full((len(work), 1), share - 1))
                 if share:
                     work.sub_(teacher, alpha=share)
+                if k == last and first < end:
+                    d_values[first:end] = weight * work[repeated]
                 grad.add_(work, alpha=weight * scales[k])
                 if learns_scales:
                     plain.add_(work, alpha=weight)
@@ -122,8 +126,6 @@ class _NestedSoftmax(torch.autograd.Function):
                 torch.mm(grad, items_ID[:, a:b], out=d_queries[here, a:b])
                 d_items[:, a:b].addmm_(grad.T, x_CD[:, a:b])
             d_bias += plain.sum(0)
-            if first < end:
-                d_values[first:end] = plain[repeated]
         ctx.save_for_backward(d_queries, d_items, d_bias, d_scales, d_values)
         shares_K, weights_K = hard_K.new_tensor(shares), hard_K.new_tensor(widths.weights)
         loss = (weights_K * ((1 - shares_K) * hard_K + shares_K * soft_K)).sum() / count

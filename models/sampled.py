@@ -51,18 +51,22 @@ def sampled_loss(
     """
     x_PD, items_ID, bias_I, scales_K, repeats = scores
     positive_PD, negative_ND = items_ID[labels_P], items_ID[sample.items_N]
-    own_P, base_PN = bias_I[labels_P], bias_I[sample.items_N].expand(len(x_PD), -1)
-    if len(repeats.rows_R):
-        own_P, base_PN = _with_repeats(own_P, base_PN, labels_P, sample, repeats)
-    own_label_PN = sample.items_N == labels_P[:, None]
-    base_PN = base_PN.masked_fill(own_label_PN, -torch.inf)
+    own_P, base_N = bias_I[labels_P], bias_I[sample.items_N]
     if gbce_t is None:
-        base_PN = base_PN - sample.log_q_N
+        base_N = base_N - sample.log_q_N
+    base_PN = base_N.expand(len(x_PD), -1).masked_fill(sample.items_N == labels_P[:, None], -torch.inf)
+    again_P, again_PN = (
+        _repeated(labels_P, sample, repeats) if len(repeats.rows_R) else (own_P.new_zeros(()),) * 2
+    )
     dot_P, dot_PN, logits = 0.0, 0.0, []
     for k, (a, b) in enumerate(increments(widths.widths)):
         dot_P = dot_P + (x_PD[:, a:b] * positive_PD[:, a:b]).sum(1)
         dot_PN = dot_PN + x_PD[:, a:b] @ negative_ND[:, a:b].T
         own, others = own_P + scales_K[k] * dot_P, base_PN + scales_K[k] * dot_PN
+        if k < len(widths.widths) - 1:  # what a past adds is learnt at the full width alone (see Repeats)
+            own, others = own + again_P.detach(), others + again_PN.detach()
+        else:
+            own, others = own + again_P, others + again_PN
         logits.append(torch.cat([own[:, None], others], dim=1))
     if gbce_t is not None:
         rate = len(sample.items_N) / max(sample.catalogue - 1, 1)
@@ -79,21 +83,18 @@ def sampled_loss(
     return (weights_K * torch.stack(losses)).sum(), torch.stack(hard).detach()
 
 
-def _with_repeats(
-    own_P: torch.Tensor, base_PN: torch.Tensor, labels_P: torch.Tensor, sample: Sample, repeats: Repeats
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a position's past adds to its label and to the sample's columns."""
+def _repeated(labels_P: torch.Tensor, sample: Sample, repeats: Repeats) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a position's past adds to its label [P] and to the sample's columns [P, N]."""
     rows_R, items_R, values_R = repeats
     again = items_R == labels_P[rows_R]
-    own_P = own_P.index_add(0, rows_R[again], values_R[again])
+    label_P = values_R.new_zeros(len(labels_P)).index_add(0, rows_R[again], values_R[again])
     order_N = torch.argsort(sample.items_N)
     sorted_N = sample.items_N[order_N]
     # an item may be drawn several times: each of its columns gets the value
     first_R = torch.searchsorted(sorted_N, items_R)
     spans_R = torch.searchsorted(sorted_N, items_R, right=True) - first_R
     which = torch.repeat_interleave(torch.arange(len(items_R), device=items_R.device), spans_R)
-    within = torch.arange(len(which), device=which.device) - torch.repeat_interleave(
-        spans_R.cumsum(0) - spans_R, spans_R
-    )
-    columns = order_N[first_R[which] + within]
-    return own_P, base_PN.index_put((rows_R[which], columns), values_R[which], accumulate=True)
+    starts = torch.repeat_interleave(spans_R.cumsum(0) - spans_R, spans_R)
+    columns = order_N[first_R[which] + torch.arange(len(which), device=which.device) - starts]
+    cells_PN = values_R.new_zeros(len(labels_P), len(sample.items_N))
+    return label_P, cells_PN.index_put((rows_R[which], columns), values_R[which], accumulate=True)

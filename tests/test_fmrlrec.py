@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from recsys.evaluate import validation_metric
 from recsys.features.whitening import Whitening
+from recsys.models import layers
 from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig
 from recsys.models.layers import BlockNorm, NestedLinear, increments
 from recsys.models.sequence import SequenceModule, training_batch
@@ -112,6 +113,29 @@ def test_nested_layers_equal_separate_ones(steps, seed):
             plain = x[:, :end] @ layer.weight[rows, :end].T + layer.bias[rows]
             torch.testing.assert_close(layer(x)[:, rows], plain)
             torch.testing.assert_close(norm(x)[:, start:end], F.layer_norm(x[:, start:end], (end - start,)))
+
+
+def test_a_wide_layer_multiplies_block_by_block(monkeypatch):
+    """Values and gradients equal those of one product with the masked matrix."""
+    torch.manual_seed(0)
+    layer, x = NestedLinear((2, 5, 9), (4, 10, 18)), torch.randn(7, 9, requires_grad=True)
+    found = {}
+    for least in (1, 512):
+        monkeypatch.setattr(layers, "_GROUPED_FROM", least)
+        out = layer(x)
+        found[least] = (out, *torch.autograd.grad(out.square().sum(), (x, layer.weight, layer.bias)))
+    for grouped, masked in zip(found[1], found[512], strict=True):
+        torch.testing.assert_close(grouped, masked)
+    assert (found[1][2][layer.mask == 0] == 0).all()
+
+
+def test_width_1024_takes_a_step():
+    """The recipe for a GPU, eight widths of it: loss, gradient and a score at every width are finite."""
+    widths = (8, 16, 32, 64, 128, 256, 512, 1024)
+    model = FMRLRec(FMRLRecConfig(widths=widths, tables=("text",), repeat_bias=True, distil=0.5))
+    fit(model, world("hidden").context(), TrainConfig(epochs=1, lr=1e-3))
+    for width in widths:
+        assert np.isfinite(model.score(asked(), width=width)).all()
 
 
 @pytest.mark.parametrize("width", WIDTHS)

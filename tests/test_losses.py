@@ -42,7 +42,7 @@ def plain_logits(scores: Scores) -> list[torch.Tensor]:
     queries, items, bias, scales, (rows, columns, values) = scores
     added = torch.zeros(POSITIONS, ITEMS, dtype=torch.float64).index_put((rows, columns), values)
     return [
-        scale * (queries[:, :width] @ items[:, :width].T) + bias + added
+        scale * (queries[:, :width] @ items[:, :width].T) + bias + (added if width == 8 else added.detach())
         for width, scale in zip(WIDTHS, scales, strict=True)
     ]
 
