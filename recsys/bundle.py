@@ -3,7 +3,7 @@
 manifest.json        versions, recipe, fingerprints, split, sha256 of every file, bundle_id
 weights.safetensors  the serving form's arrays, item counts
 items.bin            item vectors, one contiguous [I, increment] block per width: the head of the file
-                     is the narrower model
+                     is the narrower model; in int8 each block's codes follow its own scale per row
 items.parquet        ids and display columns in catalogue order
 users.parquet        ids, and the newest events of each user as item indices and times
 LICENCE.txt          of the data
@@ -12,12 +12,11 @@ reports/             metrics; outside bundle_id
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -42,6 +41,8 @@ _DESCRIBED = (
 _OUTSIDE = ("name", "data", "evaluate", "track")
 """Parts of the recipe that bundle_id leaves out: what the run is called, where data and records lie (the data is named
 by its fingerprint), and how the result is judged."""
+VectorType = Literal["float32", "int8"]
+"""How item vectors are stored. Serving computes in float32 either way."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class BundleContent:
 
     items: ids and display columns, one row per catalogue item in index order. users: user_id, items (list of
     indices), times (list of UTC seconds), or None to ship nobody's history. item_counts_I: interactions of the
-    fitted rows, the popularity that serving falls back on.
+    fitted rows, the popularity that serving falls back on. vectors: how the item vectors are stored. exported_from:
+    bundle_id and width, where this is a part of another bundle; not covered by bundle_id.
     """
 
     model: str
@@ -69,6 +71,8 @@ class BundleContent:
     licence_text: str | None = None
     mlflow_run_id: str | None = None
     reports: Mapping[str, Any] = field(default_factory=dict)
+    vectors: VectorType = "float32"
+    exported_from: Mapping[str, Any] | None = None
 
 
 def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
@@ -78,13 +82,17 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
         form.item_vectors_ID is not None and len(form.item_vectors_ID) != size
     ):
         raise BundleError("items, counts and vectors differ in length", where=folder, expected=f"{size} rows")
+    if content.vectors not in get_args(VectorType):
+        raise BundleError(f"vectors {content.vectors!r}", expected=" or ".join(get_args(VectorType)))
+    if content.vectors == "int8" and form.item_vectors_ID is None:
+        raise BundleError(f"the model {content.model!r} has no item vectors to store as int8", where=folder)
     with new_folder(folder) as target:
         arrays = {_FORM + name: np.ascontiguousarray(value) for name, value in form.arrays.items()}
         arrays[_COUNTS] = content.item_counts_I.astype(np.int64)
         if form.item_bias_I is not None:
             arrays[_BIAS] = np.ascontiguousarray(form.item_bias_I, np.float32)
         (target / "weights.safetensors").write_bytes(save(arrays))
-        blocks = _write_vectors(target / "items.bin", form)
+        blocks = _write_vectors(target / "items.bin", form, content.vectors)
         content.items.write_parquet(target / "items.parquet")
         if content.users is not None:
             content.users.write_parquet(target / "users.parquet")
@@ -113,6 +121,7 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
             "source": content.source,
             "licence": content.licence,
             "mlflow_run_id": content.mlflow_run_id,
+            "exported_from": None if content.exported_from is None else dict(content.exported_from),
         }
         write_json(target / "manifest.json", manifest)
         (target / "reports").mkdir()
@@ -133,20 +142,56 @@ def _package_version() -> str:
     return version("recsys")
 
 
-def _write_vectors(path: Path, form: Form) -> list[dict[str, Any]]:
+def quantise(part_ID: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(scales [I], float32; codes [I, D], int8): part = scale * code, off by at most scale / 2 a value.
+
+    A row's scale is its own largest value / 127. Each width's increment is quantised apart: a scale of the whole row
+    would be ruled by its largest columns, wherever they lie, and the narrow widths would pay for it.
+    """
+    part_ID = np.asarray(part_ID, np.float32)
+    scales_I = np.abs(part_ID).max(axis=1) / np.float32(127)
+    codes_ID = np.rint(part_ID / np.where(scales_I > 0, scales_I, 1)[:, None])
+    return scales_I, np.clip(codes_ID, -127, 127).astype(np.int8)
+
+
+def _write_vectors(path: Path, form: Form, kind: VectorType) -> list[dict[str, Any]]:
     """items.bin, and where each width's own block lies in it."""
     if form.item_vectors_ID is None:
         return []
     blocks, offset = [], 0
     with open(path, "wb") as handle:
         for start, end in zip((0, *form.widths[:-1]), form.widths, strict=True):
-            data = np.ascontiguousarray(form.item_vectors_ID[:, start:end], "<f4").tobytes()
-            handle.write(data)
-            shape = [len(form.item_vectors_ID), end - start]
-            block = {"width": end, "offset": offset, "shape": shape, "dtype": "<f4"}
-            blocks.append(block | {"sha256": hashlib.sha256(data).hexdigest()})
-            offset += len(data)
+            part = form.item_vectors_ID[:, start:end]
+            block: dict[str, Any] = {"width": end, "shape": list(part.shape)}
+            if kind == "int8":
+                scales_I, codes_ID = quantise(part)
+                head, body = np.ascontiguousarray(scales_I, "<f4").tobytes(), codes_ID.tobytes()
+                block |= {"dtype": "|i1", "scales": {"offset": offset, "dtype": "<f4"}}
+            else:
+                head, body = b"", np.ascontiguousarray(part, "<f4").tobytes()
+                block |= {"dtype": "<f4"}
+            handle.write(head + body)
+            block |= {"offset": offset + len(head), "sha256": hashlib.sha256(head + body).hexdigest()}
+            blocks.append(block)
+            offset += len(head) + len(body)
     return blocks
+
+
+def _block_bytes(block: Mapping[str, Any]) -> int:
+    """Of the block in items.bin, its scales included."""
+    rows, columns = block["shape"]
+    scales = rows * np.dtype(block["scales"]["dtype"]).itemsize if "scales" in block else 0
+    return scales + rows * columns * np.dtype(block["dtype"]).itemsize
+
+
+def _read_block(handle: BinaryIO, block: Mapping[str, Any]) -> np.ndarray:
+    """[I, increment] float32 of the block that comes next in the file."""
+    data, shape = handle.read(_block_bytes(block)), block["shape"]
+    if "scales" not in block:
+        return np.frombuffer(data, block["dtype"]).reshape(shape)
+    scales_I = np.frombuffer(data, block["scales"]["dtype"], count=shape[0])
+    codes_ID = np.frombuffer(data, block["dtype"], offset=scales_I.nbytes).reshape(shape)
+    return scales_I[:, None] * codes_ID
 
 
 @dataclass(frozen=True)
@@ -177,7 +222,7 @@ class Bundle:
 
     def _check_shapes(self) -> None:
         counts, blocks = self.manifest["counts"], self.manifest["blocks"]
-        length = sum(math.prod(block["shape"]) * 4 for block in blocks)
+        length = sum(map(_block_bytes, blocks))
         vectors = self.path / "items.bin"
         if blocks and (not vectors.is_file() or vectors.stat().st_size != length):
             raise BundleError("the file has another size", where=vectors, expected=f"{length} bytes")
@@ -248,11 +293,8 @@ class Bundle:
         widths = tuple(w for w in self.manifest["widths"] if width is None or w <= width)
         vectors = None
         if widths:
-            parts = []
             with open(self.path / "items.bin", "rb") as handle:
-                for block in self.manifest["blocks"][: len(widths)]:
-                    data = handle.read(math.prod(block["shape"]) * 4)
-                    parts.append(np.frombuffer(data, block["dtype"]).reshape(block["shape"]))
+                parts = [_read_block(handle, block) for block in self.manifest["blocks"][: len(widths)]]
             vectors = np.concatenate(parts, axis=1)
         return Form(
             self.manifest["program"], arrays, self.manifest["meta"], vectors, self._arrays.get(_BIAS), widths

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recsys.cli_export import attach_export
 from recsys.cli_features import features_app
 from recsys.errors import ConfigError, RecsysError
 
@@ -311,6 +312,9 @@ def _bundle(given: str, tracking_uri: str | None) -> Path:
 
         return fetch_bundle(given, Path("runs"), tracking_uri)
     return Path(given)
+
+
+attach_export(app, _bundle)
 
 
 def main() -> None:

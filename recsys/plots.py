@@ -43,6 +43,33 @@ def draw(report: "Report", fits: Sequence[Mapping[str, Any]], folder: Path) -> l
     return written
 
 
+def draw_widths(report: Mapping[str, Any], path: Path) -> None:
+    """The picture of `recsys export --split`: NDCG against bytes and against latency, a line per format, a point per
+    width."""
+    require("matplotlib", "train", purpose="drawing the report")
+    from matplotlib import rc_context, rcParamsDefault
+
+    with rc_context(rcParamsDefault):
+        figure, axes = _figure(2)
+        (key,) = (key for key in report["lines"][0] if key.startswith("ndcg_at_"))
+        metric = f"{report['part']} {_metric(key)}"
+        for axis, place, unit in zip(axes, ("bytes", "milliseconds"), (1e-6, 1.0), strict=True):
+            for number, name in enumerate(dict.fromkeys(line["format"] for line in report["lines"])):
+                lines = [line for line in report["lines"] if line["format"] == name]
+                points = [(line[place] * unit, line[key]["value"]) for line in lines]
+                axis.plot(*zip(*points, strict=True), color=f"C{number}", label=name, linewidth=1.5)
+                for line, (x, y) in zip(lines, points, strict=True):
+                    _with_interval(axis, line[key], x, f"C{number}", horizontal=False)
+                    label = str(line["width"] or "full")
+                    axis.annotate(label, (x, y), (5, 5), textcoords="offset points", fontsize="small")
+            axis.set_ylim(bottom=0)
+            axis.set_xlim(left=0)
+        axes[0].set(xlabel="item vectors and weights (MB)", ylabel=f"{metric} (95 % user bootstrap)")
+        axes[1].set(xlabel="milliseconds per query (median, one thread)")
+        axes[0].legend(fontsize="small")
+        figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+
+
 def _figure(panels: int, *, height: float = 3.6) -> tuple["Figure", list["Axes"]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,6 +1,7 @@
 """The torch-free programs that a serving form names. NumPy only; scores equal the model's to 1e-5."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from recsys.errors import BundleError
 from recsys.schema import Form, Queries, legal_width, pick
 from recsys.scoring import dot_scores
 from recsys.serving.mixers import MIXERS
-from recsys.serving.network import Network
+from recsys.serving.network import Network, cut_arrays
 
 
 class Program(ABC):
@@ -34,6 +35,11 @@ class Program(ABC):
     def similarity(self, item: int) -> np.ndarray | None:
         """[I] how alike every item is to this one, by the model; None where the program cannot say."""
         return None
+
+    def cut(self, width: int | None) -> Form:
+        """The form of this width alone, None for the full one. Raises ModelError for a width the program lacks."""
+        legal_width(width, self.widths)
+        return self.form
 
 
 class Popularity(Program):
@@ -101,6 +107,15 @@ class Sequence(Program):
             scale=float(self.form.arrays["scales"][self.widths.index(width)]),
             history=queries.history,
             repeat=self.form.arrays.get("repeat"),
+        )
+
+    def cut(self, width: int | None) -> Form:
+        width = legal_width(width, self.widths)
+        return replace(
+            self.form,
+            arrays=cut_arrays(self.form, width),
+            item_vectors_ID=np.ascontiguousarray(self.form.item_vectors_ID[:, :width]),
+            widths=tuple(inside for inside in self.widths if inside <= width),
         )
 
     @cached_property
