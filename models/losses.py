@@ -1,4 +1,4 @@
-"""Softmax losses at every nested width, over the whole catalogue.
+"""The softmax loss at every nested width, over the whole catalogue or a sample of it.
 
 The logits of width m are those of the width before plus one block's product, so all widths together cost one product
 of the full width. The catalogue is scored for a chunk of positions at a time and the gradient is made in the same
@@ -55,23 +55,35 @@ class Widths(NamedTuple):
         return [self.distil] * (len(self.widths) - 1) + [0.0]
 
 
-def full_softmax(scores: Scores, labels_P: torch.Tensor, widths: Widths) -> tuple[torch.Tensor, torch.Tensor]:
+def nested_softmax(
+    scores: Scores, labels_P: torch.Tensor, widths: Widths, own_P: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, cross-entropy with the label at each width [K], for tracking).
 
     The loss of a width is the mean over positions of the cross-entropy with (1 - share) * label + share * teacher,
     the teacher being the full width's softmax as a constant. Gradients reach queries, items, bias, scales and repeats.
-    Scales that need no gradient must be ones.
+    Scales that need no gradient must be ones. own_P: a constant that is added to the label's logit.
     """
     queries_PD, items_ID, bias_I, scales_K, (rows_R, items_R, values_R) = scores
     return _NestedSoftmax.apply(
-        queries_PD, items_ID, bias_I, scales_K, values_R, labels_P, rows_R, items_R, widths
+        queries_PD, items_ID, bias_I, scales_K, values_R, labels_P, rows_R, items_R, own_P, widths
     )
 
 
 class _NestedSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, queries_PD, items_ID, bias_I, scales_K, values_R, labels_P, rows_R, items_R, widths: Widths
+        ctx: Any,
+        queries_PD,
+        items_ID,
+        bias_I,
+        scales_K,
+        values_R,
+        labels_P,
+        rows_R,
+        items_R,
+        own_P,
+        widths: Widths,
     ):
         count, size, last = len(queries_PD), len(items_ID), len(widths.widths) - 1
         blocks, scales, shares = increments(widths.widths), scales_K.tolist(), widths.shares()
@@ -105,6 +117,8 @@ class _NestedSoftmax(torch.autograd.Function):
             for k in range(last, -1, -1):  # narrow widths need the full one's softmax, and its gradient
                 (a, b), share, weight = blocks[k], shares[k], widths.weights[k] / count
                 torch.add(base, dots_KRI[k], alpha=scales[k], out=work)
+                if own_P is not None:
+                    work.scatter_add_(1, labels_C1, own_P[here, None])
                 top_C1 = work.amax(1, keepdim=True)
                 asked = work.gather(1, labels_C1).sum()
                 expected = (teacher * work).sum() if share else 0.0
@@ -135,4 +149,4 @@ class _NestedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_loss, _):
-        return (*(d_loss * gradient for gradient in ctx.saved_tensors), None, None, None, None)
+        return (*(d_loss * gradient for gradient in ctx.saved_tensors), None, None, None, None, None)

@@ -30,8 +30,8 @@ class SASRecConfig(SequenceConfig):
     item_bias: bool = False
     """A learnt popularity bias per item."""
     loss: Literal["full", "sampled", "in_batch", "gbce"] = "sampled"
-    """Softmax over the whole catalogue, over drawn negatives, over the labels of the batch; or the binary
-    cross-entropy of gSASRec over drawn negatives."""
+    """Softmax over the whole catalogue, over the labels of the step and drawn items, over the labels alone; or the
+    binary cross-entropy of gSASRec over drawn items."""
     negatives: Annotated[int, Field(ge=1)] = 256
     """sampled, gbce: items drawn a step, the same for all its positions."""
 

@@ -13,9 +13,9 @@ from recsys.errors import ModelError
 from recsys.features.whitening import Whitening
 from recsys.models.base import FitContext, LoopedModel
 from recsys.models.items import Features, ItemEncoder, ItemsConfig
-from recsys.models.losses import Repeats, Scores, Widths, full_softmax
+from recsys.models.losses import Repeats, Scores, Widths, nested_softmax
 from recsys.models.packing import pack, windows
-from recsys.models.sampled import draw, in_batch, sampled_loss
+from recsys.models.sampled import gbce, mixed_sample, sampled_softmax
 from recsys.models.trunk import Trunk
 from recsys.schema import Dense, Form, Queries, Ragged, legal_width
 from recsys.scoring import RECENCY_BUCKETS, dot_scores, past_of_positions
@@ -30,14 +30,14 @@ class SequenceConfig(ItemsConfig):
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows (windows) a step."""
     loss: Literal["full", "sampled", "in_batch", "gbce"] = "full"
-    """Softmax over the whole catalogue, over drawn negatives, over the labels of the batch; or the binary
-    cross-entropy of gSASRec over drawn negatives."""
+    """Softmax over the whole catalogue, over the labels of the step and drawn items, over the labels alone; or the
+    binary cross-entropy of gSASRec over drawn items."""
     negatives: Annotated[int, Field(ge=1)] = 1024
     """sampled, gbce: items drawn a step, the same for all its positions."""
     negative_power: Annotated[float, Field(ge=0)] = 0.0
     """sampled, gbce: items are drawn in proportion to (training count)^power; 0 = uniformly."""
     log_q: bool = True
-    """sampled, in_batch: correct for how likely each item was to be drawn."""
+    """sampled, in_batch: correct for how likely each item was to be there."""
     gbce_t: Annotated[float, Field(ge=0, le=1)] = 0.75
     """gbce: calibration; 0 = plain binary cross-entropy, 1 = probabilities as of the full softmax."""
     width_weights: Literal["uniform", "inverse_sqrt", "inverse"] = "uniform"
@@ -62,6 +62,8 @@ class SequenceConfig(ItemsConfig):
             raise ValueError(f"trunk {self.trunk!r} is not nested: give one width")
         if self.trunk == "attention" and self.widths[-1] % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.widths[-1]}")
+        if self.distil and self.loss == "gbce":
+            raise ValueError("distil needs a softmax: choose another loss than gbce")
         if not self.tables and not self.id_vectors:
             raise ValueError("neither tables nor id_vectors: nothing tells items apart")
         return self
@@ -106,9 +108,8 @@ class SequenceModule(nn.Module):
         if self.config.loss == "full":
             items_ID = self.items()
             queries_PD = self.trunk(items_ID, batch["tokens_P"], batch["counts_T"].tolist())
-            scores = self._scores(batch, queries_PD, items_ID[self.trained], self.trained, self.place_I)
-            labels_P = self.place_I[batch["labels_P"]]
-            loss, per_width = full_softmax(scores, labels_P, self.loss_widths)
+            scores = self._scores(batch, queries_PD, items_ID[self.trained], self.trained)
+            loss, per_width = nested_softmax(scores, self.place_I[batch["labels_P"]], self.loss_widths)
         else:
             loss, per_width = self._sampled(batch)
         names = (f"loss.width.{width}" for width in self.config.widths)
@@ -116,21 +117,22 @@ class SequenceModule(nn.Module):
 
     def _sampled(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Only the items that the step needs are encoded: those of the rows and those of the sample."""
-        config, tokens_P, labels_P = self.config, batch["tokens_P"], batch["labels_P"]
-        if config.loss == "in_batch":
-            sample = in_batch(self.place_I[labels_P], self.seen_T, log_q=config.log_q)
-        else:
-            sample = draw(self.draw_T, config.negatives, log_q=config.log_q)
-        needed = torch.cat([tokens_P.clamp_min(0), labels_P, self.trained[sample.items_N]])
-        rows_N, places = needed.unique(return_inverse=True)
-        own_P, labels_P, drawn_N = places.split([len(tokens_P), len(labels_P), len(sample.items_N)])
-        place_I = torch.full_like(self.place_I, -1)
-        place_I[rows_N] = torch.arange(len(rows_N), device=rows_N.device)
+        config, tokens_P, labels_P = self.config, batch["tokens_P"], self.place_I[batch["labels_P"]]
+        count = 0 if config.loss == "in_batch" else config.negatives
+        drawn_N = torch.multinomial(self.draw_T, count, replacement=True) if count else labels_P[:0]
+        sample = mixed_sample(labels_P, drawn_N, self.seen_T, self.draw_T)
+        columns_N = self.trained[sample.items_N]
+        rows_N, places = torch.cat([tokens_P.clamp_min(0), columns_N]).unique(return_inverse=True)
+        own_P, column_N = places.split([len(tokens_P), len(columns_N)])
         items_ND = self.items(rows_N)
         queries_PD = self.trunk(items_ND, own_P.where(tokens_P >= 0, -1), batch["counts_T"].tolist())
-        scores = self._scores(batch, queries_PD, items_ND, rows_N, place_I)
-        gbce_t = config.gbce_t if config.loss == "gbce" else None
-        return sampled_loss(scores, labels_P, sample._replace(items_N=drawn_N), self.loss_widths, gbce_t)
+        scores = self._scores(batch, queries_PD, items_ND[column_N], columns_N)
+        labels_P = torch.searchsorted(sample.items_N, labels_P)
+        if config.loss == "gbce":
+            drawn_N = torch.searchsorted(sample.items_N, drawn_N)
+            return gbce(scores, labels_P, drawn_N, self.loss_widths, len(self.trained), config.gbce_t)
+        log_q_N = sample.log_q_N if config.log_q else torch.zeros_like(sample.log_q_N)
+        return sampled_softmax(scores, labels_P, log_q_N, self.loss_widths)
 
     def _scores(
         self,
@@ -138,12 +140,13 @@ class SequenceModule(nn.Module):
         queries_PD: torch.Tensor,
         items_ND: torch.Tensor,
         rows_N: torch.Tensor,
-        place_I: torch.Tensor,
     ) -> Scores:
-        """Logits over the items `rows_N`; place_I: where an item stands among them, -1 = nowhere."""
+        """Logits over the items `rows_N`."""
         none = rows_N.new_zeros(0)
         repeats = Repeats(none, none, queries_PD.new_zeros(0))
         if self.repeat is not None:
+            place_I = torch.full_like(self.place_I, -1)  # where an item stands among them
+            place_I[rows_N] = torch.arange(len(rows_N), device=rows_N.device)
             items_R = place_I[batch["past_item_R"]]
             here = items_R >= 0
             values_R = self.repeat[batch["past_bucket_R"][here]]

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from recsys.models import losses
-from recsys.models.losses import Repeats, Scores, Widths, full_softmax
-from recsys.models.sampled import Sample, draw, in_batch, sampled_loss
+from recsys.models.losses import Repeats, Scores, Widths, nested_softmax
+from recsys.models.sampled import gbce, mixed_sample, sampled_softmax
 
 WIDTHS = (2, 4, 8)
 POSITIONS, ITEMS = 40, 9
@@ -69,13 +69,13 @@ def compare(loss: torch.Tensor, expected: torch.Tensor, inputs: tuple[torch.Tens
 @pytest.mark.parametrize("chunk", [1, 16, 1 << 23])
 @pytest.mark.parametrize("distil", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("repeats", [True, False])
-def test_full_softmax_equals_one_softmax_a_width(monkeypatch, chunk, distil, repeats):
+def test_nested_softmax_equals_one_softmax_a_width(monkeypatch, chunk, distil, repeats):
     """Whole, and in chunks of 16 or of a single position."""
     monkeypatch.setattr(losses, "_CHUNK_FLOATS", chunk)
     monkeypatch.setattr(losses, "_LEAST_ROWS", min(chunk, 16))
     scores, labels = ingredients(repeats=repeats)
     widths = Widths(WIDTHS, (0.5, 0.3, 0.2), distil)
-    loss, per_width = full_softmax(scores, labels, widths)
+    loss, per_width = nested_softmax(scores, labels, widths)
     logits = plain_logits(scores)
     compare(loss, plain_loss(logits, labels, widths), leaves(scores))
     hard = torch.stack([F.cross_entropy(own, labels) for own in logits])
@@ -87,72 +87,61 @@ def test_confident_logits_stay_finite():
     queries, items = torch.tensor([[30.0, 0.0]]).requires_grad_(), torch.tensor([[10.0, 0.0], [-10.0, 0.0]])
     empty = torch.zeros(0, dtype=torch.long)
     scores = Scores(queries, items, torch.zeros(2), torch.ones(1), Repeats(empty, empty, torch.zeros(0)))
-    loss, _ = full_softmax(scores, torch.tensor([1]), Widths((2,), (1.0,)))
+    loss, _ = nested_softmax(scores, torch.tensor([1]), Widths((2,), (1.0,)))
     loss.backward()
     assert loss.item() == pytest.approx(600) and torch.isfinite(queries.grad).all()
 
 
 @pytest.mark.parametrize("distil", [0.0, 0.4])
-def test_sampled_softmax_over_every_other_item_is_the_full_one(distil):
-    """Each item once and no correction: the position's label counts once, as itself."""
+def test_sampled_softmax_by_hand(distil):
+    """Five of nine items; each term but the label's own is divided by its chance to be there."""
     scores, labels = ingredients()
-    widths = Widths(WIDTHS, (0.5, 0.3, 0.2), distil)
-    everything = Sample(torch.randperm(ITEMS), torch.zeros(ITEMS, dtype=torch.float64), ITEMS)
-    loss, _ = sampled_loss(scores, labels, everything, widths)
-    compare(loss, plain_loss(plain_logits(scores), labels, widths), leaves(scores))
-
-
-def test_an_item_drawn_twice_counts_twice():
-    scores, labels = ingredients()
-    drawn = torch.tensor([3, 3, 5, 0])
-    loss, _ = sampled_loss(
-        scores,
-        labels,
-        Sample(drawn, torch.zeros(4, dtype=torch.float64), ITEMS),
-        Widths(WIDTHS, (0.5, 0.3, 0.2)),
+    columns = torch.tensor([0, 2, 3, 5, 8])
+    labels = torch.searchsorted(columns, columns[labels % 5])
+    log_q = torch.log(torch.tensor([0.1, 0.9, 0.5, 0.3, 0.7], dtype=torch.float64))
+    rows, items, values = scores.repeats
+    here = torch.isin(items, columns)
+    inside = Repeats(rows[here], torch.searchsorted(columns, items[here]), values[here])
+    part = Scores(
+        scores.queries_PD, scores.items_ID[columns], scores.bias_I[columns], scores.scales_K, inside
     )
-    total = 0.0
-    for logits, weight in zip(plain_logits(scores), (0.5, 0.3, 0.2), strict=True):
-        for position, label in enumerate(labels.tolist()):
-            others = [logits[position, item] for item in drawn.tolist() if item != label]
-            total = total + weight * (
-                torch.logsumexp(torch.stack([logits[position, label], *others]), 0) - logits[position, label]
-            )
-    compare(loss, total / POSITIONS, leaves(scores))
+    widths = Widths(WIDTHS, (0.5, 0.3, 0.2), distil)
+    loss, _ = sampled_softmax(part, labels, log_q, widths)
+    kept = torch.where(F.one_hot(labels, 5) > 0, 0.0, log_q)
+    logits = [own[:, columns] - kept for own in plain_logits(scores)]
+    compare(loss, plain_loss(logits, labels, widths), leaves(scores))
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
-def test_log_q_makes_the_sample_stand_for_the_catalogue(power):
-    """The mean over many draws of sum exp(s - log q) is the sum over the catalogue."""
+@pytest.mark.parametrize("draws", [0, 4])
+def test_the_sample_stands_for_the_catalogue(power, draws):
+    """Over many steps, the sum over the sample of exp(s) / q averages to the sum over the catalogue."""
     torch.manual_seed(0)
-    counts = torch.tensor([1.0, 5.0, 2.0, 9.0, 3.0]) ** power
-    scores = torch.randn(5)
-    sample = draw(counts / counts.sum(), 200_000)
-    estimate = torch.exp(scores[sample.items_N] - sample.log_q_N).sum()
-    torch.testing.assert_close(estimate, torch.exp(scores).sum(), rtol=0.02, atol=0)
-    assert (draw(counts / counts.sum(), 10, log_q=False).log_q_N == 0).all()
-
-
-def test_in_batch_negatives_are_weighted_by_their_chance_to_be_there():
-    """Over many batches, sum over the sample of exp(s - log q) averages to the sum over the catalogue."""
-    torch.manual_seed(0)
-    probability = torch.tensor([0.1, 0.5, 0.2, 0.15, 0.05])
+    frequency = torch.tensor([0.1, 0.5, 0.2, 0.15, 0.05])
+    probability = frequency**power / (frequency**power).sum()
     scores = torch.randn(5)
     estimates = []
     for _ in range(4000):
-        labels = torch.multinomial(probability, 6, replacement=True)
-        sample = in_batch(labels, probability)
-        assert len(sample.items_N) == len(set(labels.tolist()))
+        labels = torch.multinomial(frequency, 3, replacement=True)
+        drawn = torch.multinomial(probability, max(draws, 1), replacement=True)[:draws]
+        sample = mixed_sample(labels, drawn, frequency, probability)
+        assert set(sample.items_N.tolist()) == {*labels.tolist(), *drawn.tolist()}
         estimates.append(torch.exp(scores[sample.items_N] - sample.log_q_N).sum())
     torch.testing.assert_close(torch.stack(estimates).mean(), torch.exp(scores).sum(), rtol=0.03, atol=0)
 
 
+def test_an_item_that_is_all_there_is():
+    sample = mixed_sample(torch.tensor([0, 0]), torch.tensor([0]), torch.ones(1), torch.ones(1))
+    assert sample.items_N.tolist() == [0] and sample.log_q_N.item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
 @pytest.mark.parametrize("t", [0.0, 0.75, 1.0])
-def test_gbce_by_hand(t):
-    scores, labels = ingredients(repeats=False)
-    drawn = torch.tensor([3, 1, 5, 0])
-    sample = Sample(drawn, torch.randn(4, dtype=torch.float64), ITEMS)  # log q is the softmax's affair
-    loss, _ = sampled_loss(scores, labels, sample, Widths(WIDTHS, (0.5, 0.3, 0.2)), t)
+def test_gbce_by_hand(t, repeats):
+    """An item that is drawn twice counts twice, a position's label among the draws not at all."""
+    scores, labels = ingredients(repeats=repeats)
+    drawn = torch.tensor([3, 3, 5, 0])
+    loss, _ = gbce(scores, labels, drawn, Widths(WIDTHS, (0.5, 0.3, 0.2)), ITEMS, t)
     rate = 4 / (ITEMS - 1)
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)
     assert beta == pytest.approx({0.0: 1.0, 0.75: 0.25 + 0.75 * rate, 1.0: rate}[t])
