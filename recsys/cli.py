@@ -1,6 +1,7 @@
 """The command line. Commands import what they need when they run, so that `recsys --help` is quick."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -319,6 +320,8 @@ attach_export(app, _bundle)
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2; anything else is a bug and keeps its traceback."""
+    # threads that wait do not spin: on a machine with other work that costs up to ten times the work itself
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("recsys").setLevel(logging.INFO)
     try:
