@@ -89,8 +89,14 @@ class _NestedSoftmax(torch.autograd.Function):
         blocks, scales, shares = increments(widths.widths), scales_K.tolist(), widths.shares()
         chunk = min(max(_CHUNK_FLOATS // (size * (last + 5)), _LEAST_ROWS), count)
         dots_KCI = queries_PD.new_empty(last + 1, chunk, size)
-        learns_scales = ctx.needs_input_grad[3]
-        base_CI, work_CI, teacher_CI, grad_CI, plain_CI = queries_PD.new_empty(5, chunk, size)
+        learns_scales = ctx.needs_input_grad[
+            3
+        ]  # otherwise they are ones: logits are made where the products are
+        base_CI, grad_CI, teacher_CI, work_CI, plain_CI = (
+            queries_PD.new_empty(chunk, size) if needed else None
+            for needed in (len(rows_R), True, widths.distil, learns_scales, learns_scales)
+        )
+        items_DI = items_ID.T.contiguous()  # a narrow block's product is several times as quick
         d_queries, d_items = torch.empty_like(queries_PD), torch.zeros_like(items_ID)
         d_bias, d_scales, d_values = map(torch.zeros_like, (bias_I, scales_K, values_R))
         hard_K, soft_K = queries_PD.new_zeros(2, last + 1)
@@ -101,22 +107,23 @@ class _NestedSoftmax(torch.autograd.Function):
             here = slice(start, start + chunk)
             x_CD, labels_C1 = queries_PD[here], labels_P[here, None]
             dots_KRI = dots_KCI[:, : len(x_CD)]
-            work, teacher, grad = (buffer[: len(x_CD)] for buffer in (work_CI, teacher_CI, grad_CI))
-            # gradient of the sum of logits, apart from that of the dot products only where scales are not all 1
-            plain = plain_CI[: len(x_CD)].zero_() if learns_scales else grad
             base, repeated = bias_I, (rows_R[first:end] - start, items_R[first:end])
             if first < end:
                 base = base_CI[: len(x_CD)].copy_(bias_I)
                 base[repeated] = bias_I[repeated[1]] + values_R[first:end]
             for k, (a, b) in enumerate(blocks):
-                if k == 0:
-                    torch.mm(x_CD[:, a:b], items_ID[:, a:b].T, out=dots_KRI[k])
-                else:
-                    torch.addmm(dots_KRI[k - 1], x_CD[:, a:b], items_ID[:, a:b].T, out=dots_KRI[k])
+                before = dots_KRI[k - 1] if k else bias_I.new_zeros(1) if learns_scales else base
+                torch.addmm(before, x_CD[:, a:b], items_DI[a:b], out=dots_KRI[k])
+            grad = grad_CI[: len(x_CD)]
+            # gradient of the sum of logits, apart from that of the dot products only where scales are not all 1
+            plain = plain_CI[: len(x_CD)].zero_() if learns_scales else grad
             grad.zero_()
+            teacher = None
             for k in range(last, -1, -1):  # narrow widths need the full one's softmax, and its gradient
                 (a, b), share, weight = blocks[k], shares[k], widths.weights[k] / count
-                torch.add(base, dots_KRI[k], alpha=scales[k], out=work)
+                work = dots_KRI[k]
+                if learns_scales:
+                    work = torch.add(base, work, alpha=scales[k], out=work_CI[: len(x_CD)])
                 if own_P is not None:
                     work.scatter_add_(1, labels_C1, own_P[here, None])
                 top_C1 = work.amax(1, keepdim=True)
@@ -127,7 +134,7 @@ class _NestedSoftmax(torch.autograd.Function):
                 hard_K[k] += total - asked
                 soft_K[k] += total - expected
                 if k == last and widths.distil:
-                    teacher.copy_(work)
+                    teacher = teacher_CI[: len(x_CD)].copy_(work)
                 work.scatter_add_(1, labels_C1, work.new_full((len(work), 1), share - 1))
                 if share:
                     work.sub_(teacher, alpha=share)
