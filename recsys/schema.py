@@ -219,6 +219,6 @@ def legal_width(width: int | None, widths: tuple[int, ...]) -> int | None:
     if width is None:
         return widths[-1] if widths else None
     if width not in widths:
-        legal = ", ".join(map(str, widths)) or "none: this model has one width"
-        raise ModelError(f"width {width}", expected=f"one of: {legal}")
+        legal = f"one of: {', '.join(map(str, widths))}" if widths else "none given: this model has one width"
+        raise ModelError(f"width {width}", expected=legal)
     return width
