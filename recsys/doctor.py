@@ -14,6 +14,7 @@ _EXTRAS = {
     "clip": "open_clip_torch timm torchvision",
     "scale": "ray",
     "onnx": "onnx onnxruntime",
+    "mamba": "mamba-ssm causal-conv1d",
     "registry": "mlflow-skinny",
     "notebooks": "nbclient nbformat ipykernel",
 }

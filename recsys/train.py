@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from recsys.allocator import keep_freed_memory
 from recsys.averaging import Average
@@ -80,6 +81,7 @@ def fit(
 def _loop(
     model: LoopedModel, ctx: FitContext, config: TrainConfig, log: Callable[[dict[str, float], int], None]
 ) -> Progress:
+    AcceleratorState._reset_state()  # or an earlier fit of this process would fix the precision of this one
     accelerator = Accelerator(cpu=ctx.device == "cpu", mixed_precision=config.precision)
     rank, world = accelerator.process_index, accelerator.num_processes
     torch.manual_seed(step_seed(ctx.seed, 0, 0, 0))
