@@ -17,7 +17,7 @@ from torch import nn
 from recsys.models.items import ItemEncoder
 from recsys.models.layers import BlockNorm, NestedFFN, NestedLinear
 from recsys.models.mixers.lru import NestedLRU
-from recsys.models.sequence import SequenceModule
+from recsys.models.sequence_module import SequenceModule
 from recsys.models.trunk import Block
 from recsys.schema import Ragged
 

@@ -41,7 +41,7 @@ from reference_fmrlrec import PlainFMRLRec, left_padded
 
 from recsys.models.base import FitContext
 from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig
-from recsys.models.sequence import training_batch
+from recsys.models.sequence_module import training_batch
 from recsys.schema import Dense, Log, Ragged
 from recsys.sources import open_source
 from recsys.split_config import SplitConfig

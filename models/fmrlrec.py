@@ -6,7 +6,8 @@ that enter the trunk, post-norm, whitened features, a learnt start vector in pla
 learnt vector for a missing modality, an item bias, and a learnt bias for items of the own history.
 """
 
-from recsys.models.sequence import SequenceConfig, SequenceModel
+from recsys.models.sequence import SequenceModel
+from recsys.models.sequence_config import SequenceConfig
 
 
 class FMRLRecConfig(SequenceConfig):

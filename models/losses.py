@@ -89,9 +89,8 @@ class _NestedSoftmax(torch.autograd.Function):
         blocks, scales, shares = increments(widths.widths), scales_K.tolist(), widths.shares()
         chunk = min(max(_CHUNK_FLOATS // (size * (last + 5)), _LEAST_ROWS), count)
         dots_KCI = queries_PD.new_empty(last + 1, chunk, size)
-        learns_scales = ctx.needs_input_grad[
-            3
-        ]  # otherwise they are ones: logits are made where the products are
+        # scales that are not learnt are ones: logits are then made where the products are
+        learns_scales = ctx.needs_input_grad[3]
         base_CI, grad_CI, teacher_CI, work_CI, plain_CI = (
             queries_PD.new_empty(chunk, size) if needed else None
             for needed in (len(rows_R), True, widths.distil, learns_scales, learns_scales)

@@ -11,7 +11,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from recsys.models.sequence import SequenceConfig, SequenceModel
+from recsys.models.sequence import SequenceModel
+from recsys.models.sequence_config import SequenceConfig
 from recsys.models.trunk import Mixer, Share
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recsys.models.fmrlrec import FMRLRecConfig
-from recsys.models.sequence import SequenceModule, training_batch
+from recsys.models.sequence_module import SequenceModule, training_batch
 from recsys.schema import Ragged
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -16,7 +16,7 @@ from recsys.features.whitening import Whitening
 from recsys.models import layers
 from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig
 from recsys.models.layers import BlockNorm, NestedLinear, increments
-from recsys.models.sequence import SequenceModule, training_batch
+from recsys.models.sequence_module import SequenceModule, training_batch
 from recsys.schema import Dense, Queries, Ragged
 from recsys.serving.network import Network
 from recsys.train import fit

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.models.sequence import training_batch
+from recsys.models.sequence_module import training_batch
 from recsys.schema import Ragged
 from recsys.scoring import RECENCY_BUCKETS, dot_scores, past_of_positions, recency_bucket, seen_items
 

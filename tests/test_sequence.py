@@ -11,7 +11,7 @@ from recsys.models.fmrlrec import FMRLRec
 from recsys.models.gru4rec import GRU4Rec
 from recsys.models.mamba4rec import Mamba4Rec
 from recsys.models.sasrec import SASRec
-from recsys.models.sequence import SequenceConfig
+from recsys.models.sequence_config import SequenceConfig
 from recsys.train import fit
 from recsys.train_config import TrainConfig
 
