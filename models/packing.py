@@ -51,3 +51,12 @@ def windows(sequences: Ragged, length: int) -> Ragged:
     starts = np.maximum(sequences.starts[rows], ends - length)
     keep = ends > starts
     return Ragged(sequences.values, starts[keep], ends[keep])
+
+
+def thinned(sequences: Ragged, share: float, rng: np.random.Generator) -> Ragged:
+    """Every row without about `share` of its entries; the last one always stays, so that no row comes out empty."""
+    rows, values = sequences.flat()
+    keep = rng.random(len(rows)) >= share
+    lengths = sequences.lengths
+    keep[(np.cumsum(lengths) - 1)[lengths > 0]] = True
+    return Ragged.from_lengths(values[keep], np.bincount(rows[keep], minlength=len(sequences)))

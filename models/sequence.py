@@ -10,7 +10,7 @@ from recsys.errors import ModelError
 from recsys.features.whitening import Whitening
 from recsys.models.base import FitContext, LoopedModel
 from recsys.models.items import Features
-from recsys.models.packing import pack, windows
+from recsys.models.packing import pack, thinned, windows
 from recsys.models.sequence_config import SequenceConfig
 from recsys.models.sequence_module import SequenceModule, training_batch
 from recsys.schema import Dense, Form, Queries, legal_width
@@ -69,6 +69,9 @@ class SequenceModel(LoopedModel[ConfigT]):
         size = self.config.batch_size * world
         for start in range(0, len(order), size):
             rows = self.rows.take(order[start : start + size][rank::world])
+            if self.config.history_dropout:
+                rng = np.random.default_rng([self.seed, epoch, start, rank])
+                rows = thinned(rows, self.config.history_dropout, rng)
             yield training_batch(rows, past=self.config.repeat_bias)
 
     @torch.inference_mode()

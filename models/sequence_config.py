@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from recsys.models.items import ItemsConfig
+from recsys.models.trunk import Share
 
 
 class SequenceConfig(ItemsConfig):
@@ -13,6 +14,9 @@ class SequenceConfig(ItemsConfig):
 
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows (windows) a step."""
+    history_dropout: Share = 0.0
+    """Share of a training row's events that are left out, drawn anew in every epoch: what is asked for is then at times
+    not the very next item but the one after."""
     loss: Literal["full", "sampled", "in_batch", "gbce"] = "full"
     """Softmax over the whole catalogue, over the labels of the step and drawn items, over the labels alone; or the
     binary cross-entropy of gSASRec over drawn items."""

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.models.packing import pack, windows
+from recsys.models.packing import pack, thinned, windows
 from recsys.models.recurrence import chunked_scan, packed_scan
 from recsys.schema import Ragged
 
@@ -148,3 +148,19 @@ def test_windows_keep_every_entry_once_and_the_newest_together(rows, length):
         assert own[0] == row[-length:]  # newest first, and full where there is enough
         assert all(len(piece) == length for piece in own[:-1])
     assert place == len(pieces)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, st.floats(0, 0.9), st.integers(0, 9))
+def test_thinned_rows_are_subsequences_that_end_as_they_did(rows, share, seed):
+    found = thinned(Ragged.of(rows), share, np.random.default_rng(seed))
+    assert len(found) == len(rows)
+    for place, row in enumerate(rows):
+        kept, rest = found[place].tolist(), iter(row)
+        assert all(item in rest for item in kept)  # in the same order
+        assert kept[-1:] == row[-1:]
+
+
+def test_thinning_leaves_out_the_share():
+    found = thinned(Ragged.of([list(range(10_001))]), 0.3, np.random.default_rng(0))
+    assert abs(len(found[0]) - 7_000) < 200

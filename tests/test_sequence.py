@@ -53,6 +53,19 @@ def test_mixed_precision_learns_as_full_precision(model_class, settings):
     assert losses["bf16"] != losses["no"]
 
 
+def test_history_dropout_thins_training_rows_anew_each_epoch():
+    """The same rows for the same seed and epoch, others in the next; scoring reads histories whole."""
+    ctx, model = world("order").context(), FMRLRec(parse(FMRLRec.Config, {"history_dropout": 0.3}, where="x"))
+    model.setup(ctx)
+
+    def tokens(epoch: int) -> list[list[int]]:
+        return [batch["labels_P"].tolist() for batch in model.batches(epoch)]
+
+    counts = [sum(map(len, tokens(epoch))) for epoch in range(3)]
+    assert tokens(0) == tokens(0) and len(set(counts)) > 1
+    assert all(0.6 < count / len(ctx.train) < 0.8 for count in counts)
+
+
 @pytest.mark.parametrize("loss", ["full", "sampled", "in_batch"])
 def test_cold_items_are_no_negatives(loss):
     """No gradient reaches what only cold items have: their content is never pushed away from a query."""
