@@ -6,13 +6,13 @@ position; and the block that all sequence models here share (gated feed-forward,
 compared with all else equal.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from recsys.models.sequence import SequenceModel
-from recsys.models.sequence_config import SequenceConfig
-from recsys.models.trunk import Mixer, Share
+from recsys.models.sequence_config import Loss, SequenceConfig
+from recsys.models.trunk import Mixer, Norm, Share
 
 
 class SASRecConfig(SequenceConfig):
@@ -22,7 +22,7 @@ class SASRecConfig(SequenceConfig):
     """What mixes the steps of a history."""
     widths: tuple[int, ...] = (64,)
     """The width."""
-    norm: Literal["post", "pre"] = "pre"
+    norm: Norm = "pre"
     """LayerNorm after each residual sum, or before each mixer and feed-forward."""
     window: Annotated[int, Field(ge=2)] = 50
     """Longest stretch of a history in one training row; scoring reads the last window - 1 items."""
@@ -30,7 +30,7 @@ class SASRecConfig(SequenceConfig):
     """Share of items whose id vector is zero in a training step."""
     item_bias: bool = False
     """A learnt popularity bias per item."""
-    loss: Literal["full", "sampled", "in_batch", "gbce"] = "sampled"
+    loss: Loss = "sampled"
     """Softmax over the whole catalogue, over the labels of the step and drawn items, over the labels alone; or the
     binary cross-entropy of gSASRec over drawn items."""
     negatives: Annotated[int, Field(ge=1)] = 256

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from recsys.models.items import ItemsConfig
 from recsys.models.trunk import Share
 
+Loss = Literal["full", "sampled", "in_batch", "gbce"]
+
 
 class SequenceConfig(ItemsConfig):
     """Settings of a sequence model."""
@@ -17,7 +19,7 @@ class SequenceConfig(ItemsConfig):
     history_dropout: Share = 0.0
     """Share of a training row's events that are left out, drawn anew in every epoch: what is asked for is then at times
     not the very next item but the one after."""
-    loss: Literal["full", "sampled", "in_batch", "gbce"] = "full"
+    loss: Loss = "full"
     """Softmax over the whole catalogue, over the labels of the step and drawn items, over the labels alone; or the
     binary cross-entropy of gSASRec over drawn items."""
     negatives: Annotated[int, Field(ge=1)] = 1024

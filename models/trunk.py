@@ -9,10 +9,14 @@ from torch import nn
 
 from recsys.config import Config
 from recsys.models.layers import BlockNorm, NestedFFN
+from recsys.models.mixers.attention import CausalAttention
+from recsys.models.mixers.gru import GRUMixer
 from recsys.models.mixers.lru import NestedLRU
+from recsys.models.mixers.mamba import Mamba, Mamba2
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Mixer = Literal["lru", "mamba", "mamba2", "attention", "gru"]
+Norm = Literal["post", "pre"]
 
 
 class TrunkConfig(Config):
@@ -26,7 +30,7 @@ class TrunkConfig(Config):
     """Blocks of mixer and feed-forward."""
     ffn_multiple: Annotated[int, Field(ge=1)] = 1
     """Hidden units of the feed-forward, as a multiple of the width."""
-    norm: Literal["post", "pre"] = "post"
+    norm: Norm = "post"
     """LayerNorm after each residual sum, or before each mixer and feed-forward."""
     input_norm: bool = True
     """LayerNorm on the item vectors that enter the trunk."""
@@ -69,20 +73,12 @@ def make_mixer(config: TrunkConfig) -> nn.Module:
         case "lru":
             return NestedLRU(config.widths, *config.radius)
         case "attention":
-            from recsys.models.mixers.attention import CausalAttention
-
             return CausalAttention(width, heads=config.heads, window=config.window, dropout=config.dropout)
         case "gru":
-            from recsys.models.mixers.gru import GRUMixer
-
             return GRUMixer(width)
         case "mamba":
-            from recsys.models.mixers.mamba import Mamba
-
             return Mamba(width, state=config.state)
         case "mamba2":
-            from recsys.models.mixers.mamba import Mamba2
-
             return Mamba2(width, state=config.state, head=math.gcd(32, 2 * width))
 
 

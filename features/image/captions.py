@@ -129,14 +129,8 @@ class ImageCaptionsExtractor(ImageExtractor):
     def unit(self) -> bool:
         return self.config.normalise
 
-    def identity(self) -> Mapping[str, Any]:
-        return {"columns": list(self.config.columns)} | self._facts
-
-    def key(self) -> str:
-        return digest(self._facts)
-
     @cached_property
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {
             "extractor": "image_captions",
             "captioner": dict(self._captioner.facts()),

@@ -77,12 +77,17 @@ class ImageExtractor(Extractor[ImageConfig]):
     def unit(self) -> bool:
         return self.vision.unit
 
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What becomes of a picture."""
+        return {"extractor": "image"} | self.vision.identity()
+
     def identity(self) -> Mapping[str, Any]:
-        return {"extractor": "image", "columns": list(self.config.columns)} | self.vision.identity()
+        return {"columns": list(self.config.columns)} | self.facts
 
     def key(self) -> str:
         """The columns decide which pictures are encoded, not what becomes of one."""
-        return digest({"extractor": "image"} | self.vision.identity())
+        return digest(self.facts)
 
     def contents(
         self, rows: pl.DataFrame, media_root: Path | None

@@ -7,7 +7,7 @@ all texts that may describe a picture are about as near to it as to any other.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,6 @@ from recsys.features.image.vision import Vision
 from recsys.features.text.base import TextEncoder, TextEncoderConfig
 from recsys.features.text.classes import class_facts, class_names, class_vectors
 from recsys.features.text.encoder import encoding_facts, open_encoder
-from recsys.files import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,14 +56,8 @@ class ImageLabelsExtractor(ImageExtractor):
     def vision(self) -> Vision:
         return replace(self._classifier, network=self._convex, unit=self.config.normalise)
 
-    def identity(self) -> Mapping[str, Any]:
-        return {"columns": list(self.config.columns)} | self._facts
-
-    def key(self) -> str:
-        return digest(self._facts)
-
     @cached_property
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         seen = self._classifier.identity()
         return {
             "extractor": "image_labels",
