@@ -10,8 +10,8 @@ def keep_freed_memory() -> None:
     """Make glibc keep what is freed for the next allocation of this process.
 
     By default it returns every block of a few megabytes to the kernel at once and faults all its pages in again for the
-    next tensor of the same size: a fifth to two fifths of a step with a Mamba trunk, whose states are large, and next to
-    nothing with the others. Elsewhere than on glibc nothing happens.
+    next tensor of the same size: a fifth to two fifths of a step with a Mamba trunk, whose states are large, and next
+    to nothing with the others. Elsewhere than on glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return
