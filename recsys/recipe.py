@@ -60,7 +60,7 @@ class Recipe(Config):
     """Feature tables by name: kind (text, image) and the extractor's settings."""
     models: dict[str, dict[str, Any]]
     """Models by name: `model` (a registered name; default: the table's own), `train` (overrides of [train]),
-    and the model's settings."""
+    `like` (another table here, whose keys stand unless this one sets them), and the model's settings."""
     train: TrainConfig = TrainConfig()
     """The loop."""
     select: SelectConfig = SelectConfig()
@@ -84,7 +84,7 @@ class Recipe(Config):
     def _models(cls, models):
         if not models:
             raise ValueError("at least one model")
-        return models
+        return {name: _unfolded(models, name) for name in models}
 
     @model_validator(mode="after")
     def _names(self):
@@ -92,6 +92,20 @@ class Recipe(Config):
             if not _NAME.fullmatch(name):  # names stand in folder names and metric keys
                 raise ValueError(f"names of letters, digits, - and _; {name!r} is none")
         return self
+
+
+def _unfolded(
+    models: Mapping[str, Mapping[str, Any]], name: str, above: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A model's table with the keys of the one it is `like`, which may itself be like another."""
+    table = dict(models[name])
+    if "like" not in table:
+        return table
+    base = table.pop("like")
+    if base not in models or base in (*above, name):
+        raise ValueError(f"models.{name}.like = {base!r}: expected another model of this recipe")
+    found = _unfolded(models, base, (*above, name))
+    return _merge({"model": base} | found, table)
 
 
 def load_recipe(
