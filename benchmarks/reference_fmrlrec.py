@@ -193,7 +193,7 @@ class PlainFMRLRec(nn.Module):
         plain |= {"dropout": 0, "id_dropout": 0, "modality_dropout": 0, "repeat_bias": False}
         plain |= {"width_temperature": False, "id_vectors": True, "item_bias": True, "trunk": "lru"}
         other = {name: value for name, value in plain.items() if getattr(config, name) != value}
-        if other or len(config.tables) != 1 or len(module.trained) != len(module.place_I):
+        if other or len(config.tables) != 1 or len(module.objective.trained) != len(module.objective.place_I):
             raise ValueError(f"the two forms differ unless one table, all items trained on, and {other}")
         self.widths = config.widths
         self.start, self.items = copied(module.trunk.start), ItemTable(module.items)

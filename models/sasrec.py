@@ -10,8 +10,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from recsys.models.objective import Loss
 from recsys.models.sequence import SequenceModel
-from recsys.models.sequence_config import Loss, SequenceConfig
+from recsys.models.sequence_config import SequenceConfig
 from recsys.models.trunk import Mixer, Norm, Share
 
 
@@ -31,10 +32,9 @@ class SASRecConfig(SequenceConfig):
     item_bias: bool = False
     """A learnt popularity bias per item."""
     loss: Loss = "sampled"
-    """Softmax over the whole catalogue, over the labels of the step and drawn items, over the labels alone; or the
-    binary cross-entropy of gSASRec over drawn items."""
+    """The kind of softmax, or another loss (see `ObjectiveConfig`)."""
     negatives: Annotated[int, Field(ge=1)] = 256
-    """sampled, gbce: items drawn a step, the same for all its positions."""
+    """sampled, gbce: items drawn a step, the same for all its positions. bce, bpr: items drawn for each position."""
 
 
 class SASRec(SequenceModel[SASRecConfig]):

@@ -6,12 +6,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from recsys.models.items import ItemsConfig
+from recsys.models.objective import SOFTMAX, ObjectiveConfig
 from recsys.models.trunk import Share
 
-Loss = Literal["full", "sampled", "in_batch", "gbce"]
 
-
-class SequenceConfig(ItemsConfig):
+class SequenceConfig(ItemsConfig, ObjectiveConfig):
     """Settings of a sequence model."""
 
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -19,17 +18,6 @@ class SequenceConfig(ItemsConfig):
     history_dropout: Share = 0.0
     """Share of a training row's events that are left out, drawn anew in every epoch: what is asked for is then at times
     not the very next item but the one after."""
-    loss: Loss = "full"
-    """Softmax over the whole catalogue, over the labels of the step and drawn items, over the labels alone; or the
-    binary cross-entropy of gSASRec over drawn items."""
-    negatives: Annotated[int, Field(ge=1)] = 1024
-    """sampled, gbce: items drawn a step, the same for all its positions."""
-    negative_power: Annotated[float, Field(ge=0)] = 0.0
-    """sampled, gbce: items are drawn in proportion to (training count)^power; 0 = uniformly."""
-    log_q: bool = True
-    """sampled, in_batch: correct for how likely each item was to be there."""
-    gbce_t: Annotated[float, Field(ge=0, le=1)] = 0.75
-    """gbce: calibration; 0 = plain binary cross-entropy, 1 = probabilities as of the full softmax."""
     width_weights: Literal["uniform", "inverse_sqrt", "inverse"] = "uniform"
     """Weight of each width in the loss: equal, or proportional to 1/sqrt(width), or to 1/width."""
     distil: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -52,8 +40,10 @@ class SequenceConfig(ItemsConfig):
             raise ValueError(f"trunk {self.trunk!r} is not nested: give one width")
         if self.trunk == "attention" and self.widths[-1] % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.widths[-1]}")
-        if self.distil and self.loss == "gbce":
-            raise ValueError("distil needs a softmax: choose another loss than gbce")
+        if self.distil and self.loss not in SOFTMAX:
+            raise ValueError(f"distil needs a softmax: loss = one of {', '.join(SOFTMAX)}, not {self.loss}")
+        if self.loss == "directau" and (self.repeat_bias or self.width_temperature):
+            raise ValueError("directau makes no logits: without repeat_bias and width_temperature")
         if not self.tables and not self.id_vectors:
             raise ValueError("neither tables nor id_vectors: nothing tells items apart")
         return self

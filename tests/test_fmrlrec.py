@@ -160,7 +160,7 @@ def test_width_weights_by_hand():
     }
     for kind, raw in known.items():
         config = FMRLRecConfig(widths=WIDTHS, width_weights=kind)
-        weights = SequenceModule(config, {}, np.ones(3)).loss_widths.weights
+        weights = SequenceModule(config, {}, np.ones(3)).objective.widths.weights
         np.testing.assert_allclose(weights, np.array(raw) / sum(raw))
 
 

@@ -163,6 +163,13 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
             "claims": ("order",),
             "order_matters": True,
         },
+        {
+            "variant": "directau",
+            "settings": _SMALL | {"loss": "directau", "item_bias": False},
+            "train": _LONGER,
+            "claims": ("order",),
+            "order_matters": True,
+        },
     ),
     "mamba4rec": (
         {"settings": _TINY, "train": _LONGER, "claims": ("order",), "order_matters": True},
@@ -181,8 +188,24 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
             "claims": ("order",),
             "order_matters": True,
         },
+        {
+            "variant": "as published",
+            "settings": _TINY | {"loss": "bce", "negatives": 1},
+            "train": {"epochs": 40, "lr": 1e-2},
+            "claims": ("order",),
+            "order_matters": True,
+        },
     ),
-    "gru4rec": ({"settings": _TINY, "train": _LONGER, "claims": ("order",), "order_matters": True},),
+    "gru4rec": (
+        {"settings": _TINY, "train": _LONGER, "claims": ("order",), "order_matters": True},
+        {
+            "variant": "bpr",
+            "settings": _TINY | {"loss": "bpr", "negatives": 5, "repeat_bias": True},
+            "train": _LONGER,
+            "claims": ("order",),
+            "order_matters": True,
+        },
+    ),
 }
 """Registered name -> its cases; `variant` tells several of one model apart."""
 
