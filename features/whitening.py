@@ -1,5 +1,6 @@
 """PCA of frozen features, with or without whitening, fitted on the items that training saw."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,3 +39,10 @@ class Whitening:
         """[E, K] float32; absent rows come back as zeros (their mask says so)."""
         filled = np.where(present_E[:, None], values_EF, self.mean_F)
         return ((filled - self.mean_F) @ self.map_FK).astype(np.float32)
+
+    def state(self, prefix: str) -> dict[str, np.ndarray]:
+        return {f"{prefix}.mean": self.mean_F, f"{prefix}.map": self.map_FK}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray], prefix: str) -> "Whitening":
+        return cls(state[f"{prefix}.mean"], state[f"{prefix}.map"])

@@ -139,16 +139,13 @@ class SequenceModel(LoopedModel[ConfigT]):
     def state(self) -> dict[str, np.ndarray]:
         arrays = {f"module.{name}": value.cpu().numpy() for name, value in self.module.state_dict().items()}
         for name, whitening in self.whitenings.items():
-            arrays |= {f"whitening.{name}.mean": whitening.mean_F, f"whitening.{name}.map": whitening.map_FK}
+            arrays |= whitening.state(f"whitening.{name}")
         return arrays
 
     @classmethod
     def from_state(cls, config: ConfigT, state: Mapping[str, np.ndarray]) -> "SequenceModel":
         model = cls(config)
-        model.whitenings = {
-            name: Whitening(state[f"whitening.{name}.mean"], state[f"whitening.{name}.map"])
-            for name in config.tables
-        }
+        model.whitenings = {name: Whitening.from_state(state, f"whitening.{name}") for name in config.tables}
         weights = {
             name.removeprefix("module."): torch.from_numpy(np.array(value))
             for name, value in state.items()

@@ -8,6 +8,8 @@ from recsys.errors import ConfigError, nearest
 MODELS = {
     "popularity": "recsys.models.baselines.popularity:Popularity",
     "itemknn": "recsys.models.baselines.itemknn:ItemKNN",
+    "rp3beta": "recsys.models.baselines.rp3beta:RP3Beta",
+    "content_knn": "recsys.models.baselines.content_knn:ContentKNN",
     "ease": "recsys.models.baselines.ease:EASE",
     "fmrlrec": "recsys.models.fmrlrec:FMRLRec",
     "mamba4rec": "recsys.models.mamba4rec:Mamba4Rec",

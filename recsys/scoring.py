@@ -5,7 +5,7 @@ Models use it offline and their torch-free programs in service, so that both say
 
 import numpy as np
 
-from recsys.schema import Ragged, pick
+from recsys.schema import Queries, Ragged, pick
 
 RECENCY_BUCKETS = 8
 """How long ago an item was last seen, in events: 1, 2, 3-4, 5-8, 9-16, 17-32, 33-64, more."""
@@ -44,6 +44,17 @@ def past_of_positions(sequences: Ragged) -> tuple[np.ndarray, np.ndarray, np.nda
     which = np.repeat(np.arange(len(rows)), spans)
     ago = np.arange(len(which)) - np.repeat(np.cumsum(spans) - spans, spans) + 1
     return rows[which], steps[which] + ago, items[which], recency_bucket(ago)
+
+
+def segment_scores(
+    scores_SI: np.ndarray, segment_U: np.ndarray | None, queries: Queries, candidates: np.ndarray | None
+) -> np.ndarray:
+    """Each query's row of scores_SI: its user's; row 0 for an unknown user, and for all where there are no segments."""
+    row_Q = np.zeros(len(queries), np.int64)
+    if segment_U is not None:
+        known_Q = queries.user_Q >= 0
+        row_Q[known_Q] = segment_U[queries.user_Q[known_Q]]
+    return pick(scores_SI[row_Q], candidates)
 
 
 def dot_scores(

@@ -1,6 +1,7 @@
 """The torch-free programs that a serving form names. NumPy only; scores equal the model's to 1e-5."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -8,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from recsys.errors import BundleError
+from recsys.profile import Profile
 from recsys.schema import Form, Queries, legal_width, pick
-from recsys.scoring import dot_scores
+from recsys.scoring import dot_scores, segment_scores
 from recsys.serving.mixers import MIXERS
 from recsys.serving.network import Network, cut_arrays
 
@@ -43,7 +45,7 @@ class Program(ABC):
 
 
 class Popularity(Program):
-    """The same scores for everybody. arrays: scores [I]."""
+    """One list for all, or one a segment of users. arrays: scores [S, I], row 0 everybody's; segments [U] or none."""
 
     uses_history = False
 
@@ -51,8 +53,8 @@ class Popularity(Program):
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
         legal_width(width, self.widths)
-        scores_I = self.form.arrays["scores"]
-        return pick(np.broadcast_to(scores_I, (len(queries), len(scores_I))), candidates)
+        arrays = self.form.arrays
+        return segment_scores(arrays["scores"], arrays.get("segments"), queries, candidates)
 
 
 class ItemItem(Program):
@@ -84,7 +86,55 @@ class ItemItem(Program):
         return self._sum(np.array([item]))
 
 
-class Sequence(Program):
+class VectorProgram(Program):
+    """A program whose scores are dot products with item vectors."""
+
+    @abstractmethod
+    def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
+        """[Q, width]."""
+
+    @cached_property
+    def _unit_vectors_ID(self) -> np.ndarray:
+        vectors_ID = self.form.item_vectors_ID
+        return vectors_ID / np.maximum(np.linalg.norm(vectors_ID, axis=1, keepdims=True), 1e-12)
+
+    def similarity(self, item: int) -> np.ndarray:
+        """Cosine of the item vectors."""
+        return self._unit_vectors_ID @ self._unit_vectors_ID[item]
+
+    def _cut(self, width: int, arrays: Mapping[str, np.ndarray]) -> Form:
+        return replace(
+            self.form,
+            arrays=arrays,
+            item_vectors_ID=np.ascontiguousarray(self.form.item_vectors_ID[:, :width]),
+            widths=tuple(inside for inside in self.widths if inside <= width),
+        )
+
+
+class Dot(VectorProgram):
+    """A vector per user, or one summed up from the history (see `Profile`), and a dot product with the items."""
+
+    def __init__(self, form: Form):
+        super().__init__(form)
+        self.profile = Profile.of(form)
+
+    def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
+        return self.profile.vectors(queries)[:, : legal_width(width, self.widths)]
+
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        width = legal_width(width, self.widths)
+        vectors_ID, bias_I = self.form.item_vectors_ID[:, :width], self.form.item_bias_I
+        return dot_scores(self.query_vectors(queries, width), vectors_ID, bias_I, candidates)
+
+    def cut(self, width: int | None) -> Form:
+        width = legal_width(width, self.widths)
+        arrays = {name: np.ascontiguousarray(value[..., :width]) for name, value in self.form.arrays.items()}
+        return self._cut(width, arrays)
+
+
+class Sequence(VectorProgram):
     """A sequence model: its network over the history, then a dot product with the item vectors (see `Network`)."""
 
     def __init__(self, form: Form):
@@ -92,7 +142,6 @@ class Sequence(Program):
         self.networks = {width: Network(form, width) for width in form.widths}
 
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
-        """[Q, width]."""
         return self.networks[legal_width(width, self.widths)].encode(queries.history)
 
     def score(
@@ -111,26 +160,14 @@ class Sequence(Program):
 
     def cut(self, width: int | None) -> Form:
         width = legal_width(width, self.widths)
-        return replace(
-            self.form,
-            arrays=cut_arrays(self.form, width),
-            item_vectors_ID=np.ascontiguousarray(self.form.item_vectors_ID[:, :width]),
-            widths=tuple(inside for inside in self.widths if inside <= width),
-        )
-
-    @cached_property
-    def _unit_vectors_ID(self) -> np.ndarray:
-        vectors_ID = self.form.item_vectors_ID
-        return vectors_ID / np.maximum(np.linalg.norm(vectors_ID, axis=1, keepdims=True), 1e-12)
-
-    def similarity(self, item: int) -> np.ndarray:
-        """Cosine of the item vectors."""
-        return self._unit_vectors_ID @ self._unit_vectors_ID[item]
+        return self._cut(width, cut_arrays(self.form, width))
 
 
-PROGRAMS: dict[str, type[Program]] = {"popularity": Popularity, "item_item": ItemItem} | dict.fromkeys(
-    MIXERS, Sequence
-)
+PROGRAMS: dict[str, type[Program]] = {
+    "popularity": Popularity,
+    "item_item": ItemItem,
+    "dot": Dot,
+} | dict.fromkeys(MIXERS, Sequence)
 
 
 def open_form(form: Form) -> Program:

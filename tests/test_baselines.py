@@ -1,14 +1,20 @@
 """The baselines against values worked out by hand and by a plain solve."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from recsys.errors import ModelError
+from recsys.fields import Categorical, Fields
 from recsys.models.base import FitContext
 from recsys.models.baselines.ease import EASE, EASEConfig
 from recsys.models.baselines.itemknn import ItemKNN, ItemKNNConfig
 from recsys.models.baselines.neighbourhood import ItemItemModel, binary_matrix
 from recsys.models.baselines.popularity import Popularity, PopularityConfig
+from recsys.models.baselines.rp3beta import RP3Beta, RP3BetaConfig
 from recsys.schema import Log, Queries
 from recsys.serving.forms import open_form
 
@@ -97,6 +103,40 @@ def test_popularity_by_hand():
         model = Popularity(PopularityConfig(window_days=window))
         model.fit(ctx)
         assert model.score(Queries.of([[3], []])).tolist() == [expected, expected]
+
+
+def test_popularity_by_segment_by_hand():
+    """Users 0 and 2 tell the same, user 1 something else, user 3 nothing; an unknown user gets everybody's list."""
+    ctx = context([[0, 1], [1, 2], [0], [2, 2, 2]], 4)
+    told = Categorical(np.array([1, 2, 1, 0]), np.array([True, True, True, False]), 3)
+    tables = {("user", "about"): Fields({"sex": told})}
+    model = Popularity(PopularityConfig(tables=("about",), smoothing=8.0))
+    model.fit(replace(ctx, tables=tables))
+    shares = np.array([2, 2, 4, 0])  # 8 mixed in, of 8 in all
+    scores = model.score(Queries.of([[]] * 5, users=[0, 1, 2, 3, -1]))
+    assert scores[[0, 2]].tolist() == [(np.array([2, 1, 0, 0]) + shares).tolist()] * 2
+    assert scores[1].tolist() == (np.array([0, 1, 1, 0]) + shares).tolist()
+    assert scores[3:].tolist() == [[2, 2, 4, 0]] * 2
+
+
+def test_popularity_by_segment_needs_categories_of_users():
+    with pytest.raises(ModelError, match="no categorical fields of users"):
+        Popularity(PopularityConfig(tables=("about",))).fit(context(ROWS, 5))
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.6), (0.5, 0.0)])
+def test_rp3beta_walks(alpha, beta):
+    """Every walk item, user, item of the plain graph, summed up one by one."""
+    rng = np.random.default_rng(0)
+    rows = [rng.permutation(7)[: rng.integers(1, 6)].tolist() for _ in range(20)]
+    model = RP3Beta(RP3BetaConfig(alpha=alpha, beta=beta))
+    model.fit(context(rows, 8))
+    users = [sum(item in row for row in rows) for item in range(8)]
+    expected = np.zeros((8, 8))
+    for row in rows:
+        for i, j in itertools.permutations(row, 2):
+            expected[i, j] += users[i] ** -alpha * len(row) ** -alpha * users[j] ** -beta
+    np.testing.assert_allclose(dense(model), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -69,7 +69,11 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     # a table that no model reads still has its slice in every test
     "features.spare.width": (8, {"features.spare"} | JUDGED),
     "models.popularity.model": ("itemknn", one("popularity")),
-    "models.popularity.window_days": (3.0, one("popularity")),
+    **every(
+        "models.popularity",
+        {"window_days": 3.0, "tables": ["text"], "smoothing": 1.0},
+        one("popularity"),
+    ),
     "models.ease.regularisation": (5.0, one("ease")),
     "models.ease.train.epochs": (7, NOTHING),  # closed form
     "models.fmrlrec.train.epochs": (7, one("fmrlrec")),

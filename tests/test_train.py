@@ -309,7 +309,7 @@ def test_matrices_decay_and_vectors_do_not():
 def test_closed_form_models_are_fitted_at_once():
     model = Popularity(PopularityConfig())
     assert fit(model, context(), TrainConfig()) == Progress()
-    assert model.scores_I.sum() == len(world("content").split.fit_log())
+    assert model.scores_SI.sum() == len(world("content").split.fit_log())
     with pytest.raises(ModelError, match="trained by the loop"):
         FMRLRec(SMALL).fit(context())
 

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from recsys.config import Config
-from recsys.models.baselines.neighbourhood import ItemItemModel
+from recsys.models.baselines.neighbourhood import ItemItemModel, nearest
 
 
 class ItemKNNConfig(Config):
@@ -31,12 +31,5 @@ class ItemKNN(ItemItemModel[ItemKNNConfig]):
         common_II.eliminate_zeros()
         entries = common_II.tocoo()
         cosine = entries.data / (norms_I[entries.row] * norms_I[entries.col] + self.config.shrink)
-        # strongest first within each column; equal similarities keep the lower item index
-        order = np.lexsort((entries.row, -cosine, entries.col))
-        columns = entries.col[order]
-        first = np.searchsorted(columns, columns)
-        kept = order[np.arange(len(order)) - first < self.config.neighbours]
-        places = (entries.row[kept], entries.col[kept])
-        weights_II = sp.csr_matrix((cosine[kept].astype(np.float32), places), shape=common_II.shape)
-        weights_II.sort_indices()
-        return weights_II
+        cosine_II = sp.coo_matrix((cosine, (entries.row, entries.col)), shape=common_II.shape)
+        return nearest(cosine_II, self.config.neighbours)

@@ -22,6 +22,19 @@ def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sp.c
     return matrix
 
 
+def nearest(weights_II: sp.coo_matrix, neighbours: int) -> sp.csr_matrix:
+    """The `neighbours` strongest entries of every column; equal ones keep the lower row."""
+    rows, columns, values = weights_II.row, weights_II.col, weights_II.data
+    order = np.lexsort((rows, -values, columns))
+    ordered = columns[order]
+    first = np.searchsorted(ordered, ordered)
+    kept = order[np.arange(len(order)) - first < neighbours]
+    places = (rows[kept], columns[kept])
+    kept_II = sp.csr_matrix((values[kept].astype(np.float32), places), shape=weights_II.shape)
+    kept_II.sort_indices()
+    return kept_II
+
+
 class ItemItemModel(Model[ConfigT]):
     """score(j) = prior(j) + sum over the distinct history items i of W[i, j]; subclasses find W.
 

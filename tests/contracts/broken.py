@@ -50,7 +50,7 @@ class WritesToItsInput(Popularity):
 class UnseededNoise(Popularity):
     def fit(self, ctx: FitContext) -> None:
         super().fit(ctx)
-        self.scores_I = self.scores_I + np.random.default_rng().random(len(self.scores_I), np.float32)
+        self.scores_SI = self.scores_SI + np.random.default_rng().random(self.scores_SI.shape, np.float32)
 
 
 class ForgetsThePrior(ItemKNN):
@@ -63,12 +63,12 @@ class ForgetsTheMask(Popularity):
 
     def fit(self, ctx: FitContext) -> None:
         super().fit(ctx)
-        self.scores_I = self.scores_I + np.nan_to_num(ctx.item_table("text").values_EF).mean(axis=1)
+        self.scores_SI = self.scores_SI + np.nan_to_num(ctx.item_table("text").values_EF).mean(axis=1)
 
 
 class FavoursLateIndices(Popularity):
     def score(self, queries, candidates=None, width=None):
-        size = len(self.scores_I)
+        size = self.scores_SI.shape[1]
         scores_QI = super().score(queries) + np.linspace(0, 1, size, dtype=np.float32)
         return pick(scores_QI, candidates)
 
@@ -150,7 +150,7 @@ class ScoresTheWindow(FMRLRec):
 
 class ColdItemsAreNaN(Popularity):
     def score(self, queries, candidates=None, width=None):
-        scores_I = np.where(self.scores_I > 0, self.scores_I, np.nan).astype(np.float32)
+        scores_I = np.where(self.scores_SI[0] > 0, self.scores_SI[0], np.nan).astype(np.float32)
         return pick(np.broadcast_to(scores_I, (len(queries), len(scores_I))), candidates)
 
 
@@ -245,6 +245,7 @@ BROKEN: dict[Callable[[Case], None], tuple[Case, ...]] = {
     item_checks.encode_items_without_content: (_fmrlrec(ZeroForAbsent),),
     learning_checks.loss_falls: (_fmrlrec(NeverSteps),),
     learning_checks.beats_popularity_on_co_occurrence: (_pretender("co_occurrence"),),
+    learning_checks.beats_popularity_on_attributes: (_pretender("attributes"),),
     learning_checks.beats_popularity_on_order: (_pretender("order"),),
     learning_checks.beats_popularity_on_cold_content: (_pretender("content"),),
     learning_checks.shuffled_labels_teach_nothing: (_itemknn(KnowsTheAnswers),),

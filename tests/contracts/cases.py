@@ -25,7 +25,7 @@ LONG = 150
 class Case:
     """A model under contract.
 
-    claims: planted kinds (co_occurrence, order, content) on which it must beat popularity. floor: it is the
+    claims: planted kinds (co_occurrence, attributes, order, content) on which it must beat popularity. floor: it is the
     popularity floor itself, so it claims nothing. order_matters: two items that change places change their
     initial weights, so permuted data gives another model. train: the loop's settings for the claims.
     """
@@ -99,8 +99,17 @@ _SMALL = {"widths": [4, 8, 16], "blocks": 1, "window": 20, "dropout": 0.1}
 _TINY = {"widths": [16], "blocks": 1, "ffn_multiple": 1, "state": 4, "window": 20, "dropout": 0.1}
 _LONGER = {"epochs": 25, "lr": 1e-2}
 _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
-    "popularity": ({"floor": True},),
+    "popularity": (
+        {"floor": True},
+        {
+            "variant": "by segment",
+            "settings": {"tables": ["about"]},
+            "claims": ("attributes",),
+        },
+    ),
     "itemknn": ({"claims": ("co_occurrence",)},),
+    "rp3beta": ({"claims": ("co_occurrence",)},),
+    "content_knn": ({"claims": ("content",)},),
     "ease": ({"claims": ("co_occurrence",), "settings": {"regularisation": 10.0}},),
     "fmrlrec": (
         {

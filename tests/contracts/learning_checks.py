@@ -40,6 +40,11 @@ def beats_popularity_on_co_occurrence(case: Case) -> None:
     _beats_popularity(case, "co_occurrence")
 
 
+def beats_popularity_on_attributes(case: Case) -> None:
+    """What users are tells what they take: the fields of the users name their group."""
+    _beats_popularity(case, "attributes")
+
+
 def beats_popularity_on_order(case: Case) -> None:
     _beats_popularity(case, "order")
 

@@ -9,6 +9,7 @@ from contracts.worlds import world
 
 from recsys.config import parse
 from recsys.errors import ConfigError
+from recsys.fields import Fields
 from recsys.schema import Dense
 
 
@@ -75,7 +76,7 @@ def absent_rows_do_not_matter(case: Case) -> None:
     garbage[~table.present_E] = np.linspace(-1e6, 1e6, garbage[~table.present_E].size).reshape(
         -1, table.width
     )
-    filled = {("item", "text"): replace(table, values_EF=garbage)}
+    filled = place.tables | {("item", "text"): replace(table, values_EF=garbage)}
     other = case.fit(place.context(tables=filled))[0]
     assert state_bytes(other) == state_bytes(case.fitted()), "bytes of an absent row reached the state"
     queries = queries_of(place)
@@ -89,7 +90,16 @@ def permuted_items_permute_scores(case: Case) -> None:
     log = place.split.fit_log()
     moved = replace(log, item_N=new_index_I[log.item_N])
     table, old_index_I = place.tables["item", "text"], np.argsort(new_index_I)
-    tables = {("item", "text"): Dense(table.values_EF[old_index_I], table.present_E[old_index_I])}
+    about = place.tables["item", "about"].fields
+    tables = place.tables | {
+        ("item", "text"): Dense(table.values_EF[old_index_I], table.present_E[old_index_I]),
+        ("item", "about"): Fields(
+            {
+                "group": replace(about["group"], codes_E=about["group"].codes_E[old_index_I]),
+                "groups": replace(about["groups"], codes=about["groups"].codes.take(old_index_I)),
+            }
+        ),
+    }
     model = case.fit(place.context(log=moved, tables=tables))[0]
     queries = queries_of(place)
     renamed = replace(queries, history=replace(queries.history, values=new_index_I[queries.history.values]))

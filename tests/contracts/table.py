@@ -55,6 +55,7 @@ CHECKS: dict[Callable[[Case], None], Excuse] = {
     item_checks.encode_items_without_content: not_inductive,
     learning_checks.loss_falls: closed_form,
     learning_checks.beats_popularity_on_co_occurrence: unclaimed("co_occurrence"),
+    learning_checks.beats_popularity_on_attributes: unclaimed("attributes"),
     learning_checks.beats_popularity_on_order: unclaimed("order"),
     learning_checks.beats_popularity_on_cold_content: unclaimed("content"),
     learning_checks.shuffled_labels_teach_nothing: never,

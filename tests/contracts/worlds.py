@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import planted
 from hash_text import HashText, HashTextConfig
 
 from recsys.features.extract import extract
+from recsys.fields import Categorical, Fields, MultiValued
 from recsys.models.base import FitContext
-from recsys.schema import Dense, Log
+from recsys.schema import Dense, Log, Ragged
 from recsys.splits import Split, SplitConfig, make_split
 
-KINDS = ("co_occurrence", "order", "content", "hidden")
+KINDS = ("co_occurrence", "attributes", "order", "content", "hidden")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,7 @@ class World:
     """One planted Dataset, cut and encoded. tables: (entity, name) -> rows in catalogue order."""
 
     split: Split
-    tables: Mapping[tuple[str, str], Dense]
+    tables: Mapping[tuple[str, str], Dense | Fields]
 
     def context(self, *, seed: int = 0, log: Log | None = None, tables=None) -> FitContext:
         """What fitting sees; `log` and `tables` take the place of the world's own."""
@@ -35,10 +37,11 @@ class World:
 
 @cache
 def world(kind: str) -> World:
-    """co_occurrence, order, content (cold items at the end), hidden (content, a fifth of the texts absent)."""
+    """co_occurrence, attributes (the same: users' fields name their group), order, content (cold items at the end),
+    hidden (content, a fifth of the texts absent)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        if kind == "co_occurrence":
+        if kind in ("co_occurrence", "attributes"):
             dataset, method = planted.co_occurrence(path / "data"), "leave_last_out"
         elif kind == "order":
             # 7 has order 40 modulo 41: the chain is one long cycle, so a target is seldom in its own history
@@ -48,4 +51,22 @@ def world(kind: str) -> World:
         split = make_split(dataset, SplitConfig(method=method, catalogue="listed"))
         extractor = HashText(HashTextConfig(hide=0.2 if kind == "hidden" else 0.0))
         table, _ = extract(dataset, extractor, "text", path / "store", progress=False)
-        return World(split, {("item", "text"): table.align(split.item_ids)})
+        text = table.align(split.item_ids)
+        about = _about(kind, split)
+        return World(split, {("item", "text"): text, **about})
+
+
+def _about(kind: str, split: Split) -> dict[tuple[str, str], Fields]:
+    """Typed fields that name the planted group of users and items; where there are no groups, they say nothing. In the
+    hidden world a fifth of the users tell nothing."""
+    rng = np.random.default_rng(6)
+    users_U, items_I = split.user_ids.to_numpy(), split.item_ids.to_numpy()
+    size = {"co_occurrence": 10, "attributes": 10, "order": 41}.get(kind, 12)
+    present_U = rng.random(len(users_U)) >= (0.2 if kind == "hidden" else 0.0)
+    group_U = np.where(present_U, users_U % 4 + 1, 0)
+    one = Categorical(items_I // size + 1, np.ones(len(items_I), bool), 5)
+    many = MultiValued(Ragged.from_lengths(items_I // size + 1, np.ones(len(items_I), int)), one.present_E, 5)
+    return {
+        ("user", "about"): Fields({"group": Categorical(group_U, present_U, 5)}),
+        ("item", "about"): Fields({"group": one, "groups": many}),
+    }

@@ -1,0 +1,102 @@
+"""Content kNN: what resembles the history, by the content of items alone. The floor of every cold-start report."""
+
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import Field
+
+from recsys.config import Config
+from recsys.features.whitening import Whitening
+from recsys.models.base import FitContext, Model
+from recsys.profile import Profile
+from recsys.schema import Dense, Form, Queries, legal_width
+from recsys.scoring import dot_scores
+
+
+class ContentKNNConfig(Config):
+    """Settings of content kNN."""
+
+    tables: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)
+    """Item feature tables; several are fused."""
+    dims: Annotated[int, Field(ge=1)] = 256
+    """Most principal dimensions kept of each table."""
+    whiten: bool = False
+    """Give all kept dimensions the same variance."""
+    half_life: Annotated[float, Field(gt=0)] | None = 10.0
+    """Events after which what a user did counts half; None = all alike."""
+
+
+class ContentKNN(Model[ContentKNNConfig]):
+    """score(j) = weighted mean over history items i of cos(i, j), centred on the training items.
+
+    Fused, the vectors of an item's present tables, each of length one, stand side by side and are scaled to length one
+    together: a table that one of two items lacks says nothing about them. An empty history asks with the mean of what
+    training users took; popularity, scaled to at most 1e-4, decides among equals.
+    """
+
+    Config = ContentKNNConfig
+    scores_cold_items = True
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.vectors_ID.shape[1],) if hasattr(self, "vectors_ID") else ()
+
+    def fit(self, ctx: FitContext) -> None:
+        counts_I = ctx.train.item_counts()
+        tables = {name: ctx.item_table(name) for name in self.config.tables}
+        self.whitenings = {
+            name: Whitening.fit(table, counts_I > 0, self.config.dims, scaled=self.config.whiten)
+            for name, table in tables.items()
+        }
+        self.vectors_ID = self.encode_items(tables)
+        self.default_D = (counts_I @ self.vectors_ID / max(counts_I.sum(), 1)).astype(np.float32)
+        self.prior_I = (1e-4 * counts_I / max(counts_I.max(), 1)).astype(np.float32)
+
+    def encode_items(self, feature_rows: Mapping[str, Dense]) -> np.ndarray:
+        """[N, D] vectors of items from their content; zeros where an item has none."""
+        parts = []
+        for name, whitening in self.whitenings.items():
+            table = feature_rows[name]
+            part_NK = whitening(table.values_EF, table.present_E)
+            part_NK[~table.present_E] = 0
+            parts.append(_unit(part_NK))
+        return _unit(np.concatenate(parts, axis=1))
+
+    def item_vectors(self, width: int | None = None) -> np.ndarray:
+        legal_width(width, self.widths)
+        return self.vectors_ID
+
+    @property
+    def _profile(self) -> Profile:
+        return Profile(self.vectors_ID, self.default_D, half_life=self.config.half_life)
+
+    def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
+        """[Q, D]."""
+        legal_width(width, self.widths)
+        return self._profile.vectors(queries)
+
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return dot_scores(self.query_vectors(queries, width), self.vectors_ID, self.prior_I, candidates)
+
+    def state(self) -> dict[str, np.ndarray]:
+        arrays = {"vectors": self.vectors_ID, "default": self.default_D, "prior": self.prior_I}
+        for name, whitening in self.whitenings.items():
+            arrays |= whitening.state(f"whitening.{name}")
+        return arrays
+
+    @classmethod
+    def from_state(cls, config: ContentKNNConfig, state: Mapping[str, np.ndarray]) -> Self:
+        model = cls(config)
+        model.vectors_ID, model.default_D, model.prior_I = state["vectors"], state["default"], state["prior"]
+        model.whitenings = {name: Whitening.from_state(state, f"whitening.{name}") for name in config.tables}
+        return model
+
+    def serving_form(self) -> Form:
+        return self._profile.form(self.vectors_ID, self.prior_I, self.widths, shared=True)
+
+
+def _unit(rows_ND: np.ndarray) -> np.ndarray:
+    return rows_ND / np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), 1e-12)

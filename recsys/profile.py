@@ -1,0 +1,90 @@
+"""A query vector made of what is known of its user: a vector learnt for the user, or one summed up from the history.
+
+Models use it offline and their torch-free program in service, so that both say the same. NumPy only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from recsys.schema import Form, Queries
+
+Scaling = Literal["sum", "mean", "unit"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What query vectors are made of.
+
+    A known user has the row of users_UD. Any other, and everybody where there is no users_UD: the rows of inputs_ID for
+    the history, weighted by 0.5^(age in events / half_life), summed and scaled (mean: by the weights' sum; unit: to
+    length one), plus offset_D, through the activation. An empty history gives default_D as it is.
+    """
+
+    inputs_ID: np.ndarray
+    default_D: np.ndarray
+    users_UD: np.ndarray | None = None
+    offset_D: np.ndarray | None = None
+    half_life: float | None = None
+    scaling: Scaling = "mean"
+    activation: Literal["none", "sigmoid"] = "none"
+
+    def vectors(self, queries: Queries) -> np.ndarray:
+        """[Q, D] float32."""
+        vectors_QD = self._of_histories(queries)
+        if self.users_UD is not None:
+            known_Q = queries.user_Q >= 0
+            vectors_QD[known_Q] = self.users_UD[queries.user_Q[known_Q]]
+        return vectors_QD
+
+    def _of_histories(self, queries: Queries) -> np.ndarray:
+        history = queries.history
+        lengths_Q = history.lengths
+        rows_R, items_R = history.flat()
+        weights_R = np.ones(len(rows_R))
+        if self.half_life is not None:
+            ago_R = np.repeat(np.cumsum(lengths_Q), lengths_Q) - np.arange(len(rows_R)) - 1
+            weights_R = 0.5 ** (ago_R / self.half_life)
+        total_QD = np.zeros((len(queries), self.inputs_ID.shape[1]))
+        full_Q = lengths_Q > 0
+        if len(rows_R):
+            starts = (np.cumsum(lengths_Q) - lengths_Q)[full_Q]
+            total_QD[full_Q] = np.add.reduceat(weights_R[:, None] * self.inputs_ID[items_R], starts)
+        if self.scaling == "mean":
+            total_QD /= np.maximum(np.bincount(rows_R, weights_R, len(queries)), 1e-12)[:, None]
+        elif self.scaling == "unit":
+            total_QD /= np.maximum(np.linalg.norm(total_QD, axis=1, keepdims=True), 1e-12)
+        if self.offset_D is not None:
+            total_QD += self.offset_D
+        if self.activation == "sigmoid":
+            total_QD = 1 / (1 + np.exp(-total_QD))
+        total_QD[~full_Q] = self.default_D
+        return total_QD.astype(np.float32)
+
+    def arrays(self) -> dict[str, np.ndarray | None]:
+        return {
+            "inputs_ID": self.inputs_ID,
+            "default_D": self.default_D,
+            "users_UD": self.users_UD,
+            "offset_D": self.offset_D,
+        }
+
+    def meta(self) -> dict[str, object]:
+        return {"half_life": self.half_life, "scaling": self.scaling, "activation": self.activation}
+
+    def form(
+        self, items_ID: np.ndarray, bias_I: np.ndarray, widths: tuple[int, ...], *, shared: bool
+    ) -> Form:
+        """The `dot` program with these item vectors. shared: histories are read with the item vectors themselves."""
+        arrays = {name: value for name, value in self.arrays().items() if value is not None}
+        if shared:
+            del arrays["inputs_ID"]
+        return Form("dot", arrays, self.meta(), items_ID, bias_I, widths)
+
+    @classmethod
+    def of(cls, form: Form) -> "Profile":
+        """The profile of a `dot` form."""
+        arrays: Mapping[str, np.ndarray] = {"inputs_ID": form.item_vectors_ID} | dict(form.arrays)
+        return cls(**arrays, **form.meta)
