@@ -20,6 +20,13 @@ def increments(widths: tuple[int, ...]) -> list[tuple[int, int]]:
     return list(itertools.pairwise((0, *widths)))
 
 
+def ascending(widths: tuple[int, ...]) -> tuple[int, ...]:
+    """The widths, if they are legal; raises ValueError otherwise. For configs."""
+    if not widths or widths[0] < 2 or any(b <= a for a, b in itertools.pairwise(widths)):
+        raise ValueError("ascending widths from 2 on")
+    return widths
+
+
 class NestedLinear(nn.Module):
     """A linear map whose weight is block-lower-triangular: out block i sees in blocks 0..i.
 

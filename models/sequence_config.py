@@ -1,11 +1,11 @@
 """Settings of sequence models, apart from them so that they are read on one screen."""
 
-import itertools
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from recsys.models.items import ItemsConfig
+from recsys.models.layers import ascending
 from recsys.models.objective import SOFTMAX, ObjectiveConfig
 from recsys.models.trunk import Share
 
@@ -27,12 +27,7 @@ class SequenceConfig(ItemsConfig, ObjectiveConfig):
     repeat_bias: bool = False
     """A learnt value, by how long ago, on the scores of items that stand in the history."""
 
-    @field_validator("widths")
-    @classmethod
-    def _ascending(cls, widths):
-        if not widths or widths[0] < 2 or any(b <= a for a, b in itertools.pairwise(widths)):
-            raise ValueError("ascending widths from 2 on")
-        return widths
+    _ascending = field_validator("widths")(ascending)
 
     @model_validator(mode="after")
     def _fits(self):

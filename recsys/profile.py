@@ -18,14 +18,15 @@ Scaling = Literal["sum", "mean", "unit"]
 class Profile:
     """What query vectors are made of.
 
-    A known user has the row of users_UD. Any other, and everybody where there is no users_UD: the rows of inputs_ID for
-    the history, weighted by 0.5^(age in events / half_life), summed and scaled (mean: by the weights' sum; unit: to
-    length one), plus offset_D, through the activation. An empty history gives default_D as it is.
+    A user that known_U marks has the row of users_UD. Any other, and everybody where there is no users_UD: the rows of
+    inputs_ID for the history, weighted by 0.5^(age in events / half_life), summed and scaled (mean: by the weights'
+    sum; unit: to length one), plus offset_D, through the activation. An empty history gives default_D as it is.
     """
 
     inputs_ID: np.ndarray
     default_D: np.ndarray
     users_UD: np.ndarray | None = None
+    known_U: np.ndarray | None = None
     offset_D: np.ndarray | None = None
     half_life: float | None = None
     scaling: Scaling = "mean"
@@ -35,7 +36,7 @@ class Profile:
         """[Q, D] float32."""
         vectors_QD = self._of_histories(queries)
         if self.users_UD is not None:
-            known_Q = queries.user_Q >= 0
+            known_Q = (queries.user_Q >= 0) & self.known_U[queries.user_Q]
             vectors_QD[known_Q] = self.users_UD[queries.user_Q[known_Q]]
         return vectors_QD
 
@@ -68,6 +69,7 @@ class Profile:
             "inputs_ID": self.inputs_ID,
             "default_D": self.default_D,
             "users_UD": self.users_UD,
+            "known_U": self.known_U,
             "offset_D": self.offset_D,
         }
 
@@ -85,6 +87,14 @@ class Profile:
 
     @classmethod
     def of(cls, form: Form) -> "Profile":
-        """The profile of a `dot` form."""
-        arrays: Mapping[str, np.ndarray] = {"inputs_ID": form.item_vectors_ID} | dict(form.arrays)
-        return cls(**arrays, **form.meta)
+        """The profile of a `dot` form, as wide as its item vectors."""
+        width = form.item_vectors_ID.shape[1]
+        return cls(**{"inputs_ID": form.item_vectors_ID} | cut_arrays(form.arrays, width), **form.meta)
+
+
+def cut_arrays(arrays: Mapping[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
+    """The first `width` values of all vectors among the arrays of a profile."""
+    return {
+        name: value if name == "known_U" else np.ascontiguousarray(value[..., :width])
+        for name, value in arrays.items()
+    }

@@ -11,6 +11,8 @@ MODELS = {
     "rp3beta": "recsys.models.baselines.rp3beta:RP3Beta",
     "content_knn": "recsys.models.baselines.content_knn:ContentKNN",
     "ease": "recsys.models.baselines.ease:EASE",
+    "mf": "recsys.models.baselines.mf:MF",
+    "lightgcn": "recsys.models.baselines.lightgcn:LightGCN",
     "fmrlrec": "recsys.models.fmrlrec:FMRLRec",
     "mamba4rec": "recsys.models.mamba4rec:Mamba4Rec",
     "sasrec": "recsys.models.sasrec:SASRec",

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from recsys import profile
 from recsys.errors import BundleError
-from recsys.profile import Profile
 from recsys.schema import Form, Queries, legal_width, pick
 from recsys.scoring import dot_scores, segment_scores
 from recsys.serving.mixers import MIXERS
@@ -116,7 +116,7 @@ class Dot(VectorProgram):
 
     def __init__(self, form: Form):
         super().__init__(form)
-        self.profile = Profile.of(form)
+        self.profile = profile.Profile.of(form)
 
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
         return self.profile.vectors(queries)[:, : legal_width(width, self.widths)]
@@ -130,8 +130,7 @@ class Dot(VectorProgram):
 
     def cut(self, width: int | None) -> Form:
         width = legal_width(width, self.widths)
-        arrays = {name: np.ascontiguousarray(value[..., :width]) for name, value in self.form.arrays.items()}
-        return self._cut(width, arrays)
+        return self._cut(width, profile.cut_arrays(self.form.arrays, width))
 
 
 class Sequence(VectorProgram):

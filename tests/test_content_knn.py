@@ -52,9 +52,10 @@ def test_a_profile_step_by_step(scaling, half_life):
     inputs, users, offset, default = (
         rng.normal(size=shape).astype(np.float32) for shape in ((6, 4), (3, 4), (4,), (4,))
     )
-    profile = Profile(inputs, default, users, offset, half_life, scaling, "sigmoid")
+    known = np.array([True, False, True])
+    profile = Profile(inputs, default, users, known, offset, half_life, scaling, "sigmoid")
     rows = [[], [5], [1, 2, 1, 0], [], [3, 3]]
-    got = profile.vectors(Queries.of(rows, users=[-1, -1, -1, 2, 0]))
+    got = profile.vectors(Queries.of(rows, users=[-1, 1, -1, 2, 0]))  # user 1 was never trained
     np.testing.assert_array_equal(got[3:], users[[2, 0]])  # known users need no history
     np.testing.assert_array_equal(got[0], default)
     for query in (1, 2):

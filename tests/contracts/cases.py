@@ -97,6 +97,7 @@ def state_bytes(model: Model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 _SMALL = {"widths": [4, 8, 16], "blocks": 1, "window": 20, "dropout": 0.1}
 _TINY = {"widths": [16], "blocks": 1, "ffn_multiple": 1, "state": 4, "window": 20, "dropout": 0.1}
+_PAIRS = {"widths": [16], "batch_size": 64}
 _LONGER = {"epochs": 25, "lr": 1e-2}
 _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
     "popularity": (
@@ -111,6 +112,19 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
     "rp3beta": ({"claims": ("co_occurrence",)},),
     "content_knn": ({"claims": ("content",)},),
     "ease": ({"claims": ("co_occurrence",), "settings": {"regularisation": 10.0}},),
+    "mf": (
+        {"settings": _PAIRS, "train": _LONGER, "claims": ("co_occurrence",), "order_matters": True},
+        {
+            "variant": "sampled",
+            "settings": _PAIRS | {"widths": [4, 8], "loss": "sampled", "negatives": 20},
+            "train": _LONGER,
+            "claims": ("co_occurrence",),
+            "order_matters": True,
+        },
+    ),
+    "lightgcn": (
+        {"settings": _PAIRS, "train": _LONGER, "claims": ("co_occurrence",), "order_matters": True},
+    ),
     "fmrlrec": (
         {
             "settings": _SMALL | {"tables": ["text"]},
