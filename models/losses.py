@@ -51,6 +51,10 @@ class Widths(NamedTuple):
     weights: tuple[float, ...]
     distil: float = 0.0
 
+    @classmethod
+    def equal(cls, widths: tuple[int, ...]) -> "Widths":
+        return cls(widths, (1 / len(widths),) * len(widths))
+
     def shares(self) -> list[float]:
         return [self.distil] * (len(self.widths) - 1) + [0.0]
 

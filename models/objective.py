@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from recsys.config import Config
-from recsys.models.losses import Scores, Widths, nested_softmax
+from recsys.models.losses import Repeats, Scores, Widths, nested_softmax
 from recsys.models.pairwise import bce, bpr, directau
 from recsys.models.sampled import gbce, mixed_sample, sampled_softmax
 
@@ -90,8 +90,19 @@ class Objective(nn.Module):
     def _draw(self, count: int) -> torch.Tensor:
         return torch.multinomial(self.draw_T, count, replacement=True)
 
-    def forward(self, scores: Scores, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, loss at each width [K], for tracking). scores: of the columns, in their order."""
+    def scores(self, queries_PD: torch.Tensor, items_ND: torch.Tensor, bias_N: torch.Tensor) -> Scores:
+        """Plain dot products and biases of the columns, without temperatures and repeats."""
+        none = self.trained[:0]
+        ones_K = bias_N.new_ones(len(self.widths.widths))
+        return Scores(queries_PD.float(), items_ND.float(), bias_N, ones_K, Repeats(none, none, bias_N[:0]))
+
+    def forward(self, scores: Scores, columns: Columns) -> tuple[torch.Tensor, dict[str, float]]:
+        """(loss, loss at each width, for tracking). scores: of the columns, in their order."""
+        loss, per_width_K = self._loss(scores, columns)
+        names = (f"loss.width.{width}" for width in self.widths.widths)
+        return loss, dict(zip(names, per_width_K.tolist(), strict=True))
+
+    def _loss(self, scores: Scores, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
         config, widths, labels_P = self.config, self.widths, columns.labels_P
         match config.loss:
             case "full":

@@ -9,6 +9,7 @@ import torch
 from recsys.errors import ModelError
 from recsys.features.whitening import Whitening
 from recsys.models.base import FitContext, LoopedModel
+from recsys.models.batching import batches_of_rows, steps
 from recsys.models.items import Features
 from recsys.models.packing import pack, thinned, windows
 from recsys.models.sequence_config import SequenceConfig
@@ -60,15 +61,12 @@ class SequenceModel(LoopedModel[ConfigT]):
         return [*groups, {"params": [repeat], "weight_decay": 0.0, "lr_scale": _REPEAT_LR}]
 
     def steps_per_epoch(self, world: int = 1) -> int:
-        return -(-len(self.rows) // (self.config.batch_size * world))
+        return steps(len(self.rows), self.config.batch_size, world)
 
     def batches(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, torch.Tensor]]:
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-        if world > 1:  # the last rows are filled up from the front, so that every rank takes as many steps
-            order = np.resize(order, self.steps_per_epoch(world) * world * self.config.batch_size)
-        size = self.config.batch_size * world
-        for start in range(0, len(order), size):
-            rows = self.rows.take(order[start : start + size][rank::world])
+        size = self.config.batch_size
+        for start, taken in batches_of_rows(len(self.rows), size, self.seed, epoch, rank, world):
+            rows = self.rows.take(taken)
             if self.config.history_dropout:
                 rng = np.random.default_rng([self.seed, epoch, start, rank])
                 rows = thinned(rows, self.config.history_dropout, rng)

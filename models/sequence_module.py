@@ -48,9 +48,7 @@ class SequenceModule(nn.Module):
             items_ND = self.items(rows_N)
             queries_PD = self.trunk(items_ND, own_P.where(tokens_P >= 0, -1), counts_T)
             columns_ND = items_ND[column_N]
-        loss, per_width = self.objective(self._scores(batch, queries_PD, columns_ND, columns.rows_N), columns)
-        names = (f"loss.width.{width}" for width in self.config.widths)
-        return loss, dict(zip(names, per_width.tolist(), strict=True))
+        return self.objective(self._scores(batch, queries_PD, columns_ND, columns.rows_N), columns)
 
     def _scores(
         self,

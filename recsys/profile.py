@@ -11,7 +11,7 @@ import numpy as np
 
 from recsys.schema import Form, Queries
 
-Scaling = Literal["sum", "mean", "unit"]
+Scaling = Literal["sum", "mean", "root"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Profile:
     """What query vectors are made of.
 
     A user that known_U marks has the row of users_UD. Any other, and everybody where there is no users_UD: the rows of
-    inputs_ID for the history, weighted by 0.5^(age in events / half_life), summed and scaled (mean: by the weights'
-    sum; unit: to length one), plus offset_D, through the activation. An empty history gives default_D as it is.
+    inputs_ID for the history, weighted by 0.5^(age in events / half_life), summed and scaled (mean: over the weights'
+    sum; root: over its square root), plus offset_D, through the activation. An empty history gives default_D as it is.
     """
 
     inputs_ID: np.ndarray
@@ -53,10 +53,9 @@ class Profile:
         if len(rows_R):
             starts = (np.cumsum(lengths_Q) - lengths_Q)[full_Q]
             total_QD[full_Q] = np.add.reduceat(weights_R[:, None] * self.inputs_ID[items_R], starts)
-        if self.scaling == "mean":
-            total_QD /= np.maximum(np.bincount(rows_R, weights_R, len(queries)), 1e-12)[:, None]
-        elif self.scaling == "unit":
-            total_QD /= np.maximum(np.linalg.norm(total_QD, axis=1, keepdims=True), 1e-12)
+        if self.scaling != "sum":
+            weight_Q = np.maximum(np.bincount(rows_R, weights_R, len(queries)), 1e-12)
+            total_QD /= (weight_Q if self.scaling == "mean" else np.sqrt(weight_Q))[:, None]
         if self.offset_D is not None:
             total_QD += self.offset_D
         if self.activation == "sigmoid":
@@ -64,26 +63,19 @@ class Profile:
         total_QD[~full_Q] = self.default_D
         return total_QD.astype(np.float32)
 
-    def arrays(self) -> dict[str, np.ndarray | None]:
-        return {
-            "inputs_ID": self.inputs_ID,
-            "default_D": self.default_D,
-            "users_UD": self.users_UD,
-            "known_U": self.known_U,
-            "offset_D": self.offset_D,
-        }
+    @classmethod
+    def array_names(cls) -> set[str]:
+        return {"inputs_ID", "default_D", "users_UD", "known_U", "offset_D"}
+
+    def arrays(self, *, shared: bool) -> dict[str, np.ndarray]:
+        """Those that there are. shared: without inputs_ID, as they are the item vectors."""
+        found = {name: getattr(self, name) for name in sorted(self.array_names())}
+        if shared:
+            del found["inputs_ID"]
+        return {name: value for name, value in found.items() if value is not None}
 
     def meta(self) -> dict[str, object]:
         return {"half_life": self.half_life, "scaling": self.scaling, "activation": self.activation}
-
-    def form(
-        self, items_ID: np.ndarray, bias_I: np.ndarray, widths: tuple[int, ...], *, shared: bool
-    ) -> Form:
-        """The `dot` program with these item vectors. shared: histories are read with the item vectors themselves."""
-        arrays = {name: value for name, value in self.arrays().items() if value is not None}
-        if shared:
-            del arrays["inputs_ID"]
-        return Form("dot", arrays, self.meta(), items_ID, bias_I, widths)
 
     @classmethod
     def of(cls, form: Form) -> "Profile":

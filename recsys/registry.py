@@ -11,6 +11,7 @@ MODELS = {
     "rp3beta": "recsys.models.baselines.rp3beta:RP3Beta",
     "content_knn": "recsys.models.baselines.content_knn:ContentKNN",
     "ease": "recsys.models.baselines.ease:EASE",
+    "autorec": "recsys.models.baselines.autorec:AutoRec",
     "mf": "recsys.models.baselines.mf:MF",
     "lightgcn": "recsys.models.baselines.lightgcn:LightGCN",
     "fmrlrec": "recsys.models.fmrlrec:FMRLRec",

@@ -39,13 +39,13 @@ def test_fused_cosines_by_hand():
             has_i, has_j = ({name for name in unit if found["item", name].present_E[item]} for item in (i, j))
             shared = sum(float(unit[name][i] @ unit[name][j]) for name in has_i & has_j)
             expected[i, j] = shared / max((len(has_i) * len(has_j)) ** 0.5, 1)
-    np.testing.assert_allclose(model.vectors_ID @ model.vectors_ID.T, expected, atol=1e-5)
+    np.testing.assert_allclose(model.item_vectors() @ model.item_vectors().T, expected, atol=1e-5)
     asked = Queries.of([[0], [0, 1, 1]])
     means = np.stack([expected[0], (expected[0] + 2 * expected[1]) / 3])
-    np.testing.assert_allclose(model.score(asked), means + model.prior_I, atol=1e-5)
+    np.testing.assert_allclose(model.score(asked), means + model.vectors.bias_I, atol=1e-5)
 
 
-@pytest.mark.parametrize("scaling", ["sum", "mean", "unit"])
+@pytest.mark.parametrize("scaling", ["sum", "mean", "root"])
 @pytest.mark.parametrize("half_life", [None, 2.0])
 def test_a_profile_step_by_step(scaling, half_life):
     rng = np.random.default_rng(1)
@@ -63,5 +63,5 @@ def test_a_profile_step_by_step(scaling, half_life):
             ::-1
         ]
         total = sum(weight * inputs[item] for weight, item in zip(weights, rows[query], strict=True))
-        total = {"sum": total, "mean": total / sum(weights), "unit": total / np.linalg.norm(total)}[scaling]
+        total = {"sum": total, "mean": total / sum(weights), "root": total / sum(weights) ** 0.5}[scaling]
         np.testing.assert_allclose(got[query], 1 / (1 + np.exp(-total - offset)), rtol=1e-5)

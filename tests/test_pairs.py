@@ -61,14 +61,14 @@ def test_who_asks_with_what():
     model = MF(MFConfig(widths=(4,)))
     ctx = world("content").context()
     fit(model, ctx, TrainConfig(epochs=2))
-    arrays = model.arrays()
+    profile, items, bias = model.vectors
     trained = np.flatnonzero(np.diff(ctx.train.indptr_U1))
     untrained = np.flatnonzero(np.diff(ctx.train.indptr_U1) == 0)
     users = [trained[3], untrained[0], untrained[0], -1]
     vectors = model.query_vectors(Queries.of([[1], [1, 2, 2], [], []], users=users))
-    np.testing.assert_array_equal(vectors[0], arrays["users"][trained[3]])
-    mean = (arrays["items"][1] + 2 * arrays["items"][2]) / 3
+    np.testing.assert_array_equal(vectors[0], profile.users_UD[trained[3]])
+    mean = (items[1] + 2 * items[2]) / 3
     np.testing.assert_allclose(vectors[1], mean, rtol=1e-5)
-    np.testing.assert_allclose(vectors[2:], [arrays["users"][trained].mean(axis=0)] * 2, rtol=1e-5)
+    np.testing.assert_allclose(vectors[2:], [profile.users_UD[trained].mean(axis=0)] * 2, rtol=1e-5)
     cold = ctx.train.item_counts() == 0
-    assert cold.any() and not arrays["items"][cold].any() and not arrays["bias"][cold].any()
+    assert cold.any() and not items[cold].any() and not bias[cold].any()

@@ -1,17 +1,17 @@
 """Content kNN: what resembles the history, by the content of items alone. The floor of every cold-start report."""
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field
 
 from recsys.config import Config
 from recsys.features.whitening import Whitening
-from recsys.models.base import FitContext, Model
+from recsys.models.base import FitContext
+from recsys.models.vectors import VectorModel, Vectors
 from recsys.profile import Profile
-from recsys.schema import Dense, Form, Queries, legal_width
-from recsys.scoring import dot_scores
+from recsys.schema import Dense
 
 
 class ContentKNNConfig(Config):
@@ -27,7 +27,7 @@ class ContentKNNConfig(Config):
     """Events after which what a user did counts half; None = all alike."""
 
 
-class ContentKNN(Model[ContentKNNConfig]):
+class ContentKNN(VectorModel[ContentKNNConfig]):
     """score(j) = weighted mean over history items i of cos(i, j), centred on the training items.
 
     Fused, the vectors of an item's present tables, each of length one, stand side by side and are scaled to length one
@@ -40,7 +40,11 @@ class ContentKNN(Model[ContentKNNConfig]):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return (self.vectors_ID.shape[1],) if hasattr(self, "vectors_ID") else ()
+        return (self.vectors.items_ID.shape[1],) if hasattr(self, "loaded") else ()
+
+    @property
+    def profile_settings(self) -> dict[str, Any]:
+        return {"half_life": self.config.half_life}
 
     def fit(self, ctx: FitContext) -> None:
         counts_I = ctx.train.item_counts()
@@ -49,9 +53,10 @@ class ContentKNN(Model[ContentKNNConfig]):
             name: Whitening.fit(table, counts_I > 0, self.config.dims, scaled=self.config.whiten)
             for name, table in tables.items()
         }
-        self.vectors_ID = self.encode_items(tables)
-        self.default_D = (counts_I @ self.vectors_ID / max(counts_I.sum(), 1)).astype(np.float32)
-        self.prior_I = (1e-4 * counts_I / max(counts_I.max(), 1)).astype(np.float32)
+        items_ID = self.encode_items(tables)
+        mean_D = (counts_I @ items_ID / max(counts_I.sum(), 1)).astype(np.float32)
+        prior_I = (1e-4 * counts_I / max(counts_I.max(), 1)).astype(np.float32)
+        self.loaded = Vectors(Profile(items_ID, mean_D, **self.profile_settings), items_ID, prior_I)
 
     def encode_items(self, feature_rows: Mapping[str, Dense]) -> np.ndarray:
         """[N, D] vectors of items from their content; zeros where an item has none."""
@@ -63,39 +68,17 @@ class ContentKNN(Model[ContentKNNConfig]):
             parts.append(_unit(part_NK))
         return _unit(np.concatenate(parts, axis=1))
 
-    def item_vectors(self, width: int | None = None) -> np.ndarray:
-        legal_width(width, self.widths)
-        return self.vectors_ID
-
-    @property
-    def _profile(self) -> Profile:
-        return Profile(self.vectors_ID, self.default_D, half_life=self.config.half_life)
-
-    def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
-        """[Q, D]."""
-        legal_width(width, self.widths)
-        return self._profile.vectors(queries)
-
-    def score(
-        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
-    ) -> np.ndarray:
-        return dot_scores(self.query_vectors(queries, width), self.vectors_ID, self.prior_I, candidates)
-
     def state(self) -> dict[str, np.ndarray]:
-        arrays = {"vectors": self.vectors_ID, "default": self.default_D, "prior": self.prior_I}
+        arrays = super().state()
         for name, whitening in self.whitenings.items():
             arrays |= whitening.state(f"whitening.{name}")
         return arrays
 
     @classmethod
     def from_state(cls, config: ContentKNNConfig, state: Mapping[str, np.ndarray]) -> Self:
-        model = cls(config)
-        model.vectors_ID, model.default_D, model.prior_I = state["vectors"], state["default"], state["prior"]
+        model = super().from_state(config, state)
         model.whitenings = {name: Whitening.from_state(state, f"whitening.{name}") for name in config.tables}
         return model
-
-    def serving_form(self) -> Form:
-        return self._profile.form(self.vectors_ID, self.prior_I, self.widths, shared=True)
 
 
 def _unit(rows_ND: np.ndarray) -> np.ndarray:

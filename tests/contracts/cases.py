@@ -112,6 +112,14 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
     "rp3beta": ({"claims": ("co_occurrence",)},),
     "content_knn": ({"claims": ("content",)},),
     "ease": ({"claims": ("co_occurrence",), "settings": {"regularisation": 10.0}},),
+    "autorec": (
+        {
+            "settings": {"widths": [8, 16], "batch_size": 8},
+            "train": _LONGER,
+            "claims": ("co_occurrence",),
+            "order_matters": True,
+        },
+    ),
     "mf": (
         {"settings": _PAIRS, "train": _LONGER, "claims": ("co_occurrence",), "order_matters": True},
         {
