@@ -12,6 +12,7 @@ MODELS = {
     "content_knn": "recsys.models.baselines.content_knn:ContentKNN",
     "ease": "recsys.models.baselines.ease:EASE",
     "autorec": "recsys.models.baselines.autorec:AutoRec",
+    "deepfm": "recsys.models.baselines.deepfm:DeepFM",
     "mf": "recsys.models.baselines.mf:MF",
     "lightgcn": "recsys.models.baselines.lightgcn:LightGCN",
     "fmrlrec": "recsys.models.fmrlrec:FMRLRec",

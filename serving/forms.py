@@ -10,6 +10,7 @@ import numpy as np
 
 from recsys import profile
 from recsys.errors import BundleError
+from recsys.pairwise import deepfm_scores
 from recsys.schema import Form, Queries, legal_width, pick
 from recsys.scoring import dot_scores, segment_scores
 from recsys.serving.mixers import MIXERS
@@ -84,6 +85,18 @@ class ItemItem(Program):
     def similarity(self, item: int) -> np.ndarray:
         """What the item says about every other: its row of W."""
         return self._sum(np.array([item]))
+
+
+class DeepFM(Program):
+    """A factorisation machine and a network over both sides; arrays as `recsys.pairwise` has them."""
+
+    uses_history = False
+
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        legal_width(width, self.widths)
+        return deepfm_scores(self.form.arrays, queries, candidates)
 
 
 class VectorProgram(Program):
@@ -166,6 +179,7 @@ PROGRAMS: dict[str, type[Program]] = {
     "popularity": Popularity,
     "item_item": ItemItem,
     "dot": Dot,
+    "deepfm": DeepFM,
 } | dict.fromkeys(MIXERS, Sequence)
 
 

@@ -120,6 +120,21 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
             "order_matters": True,
         },
     ),
+    "deepfm": (
+        {
+            "settings": {"tables": ["about", "text"], "width": 8, "hidden": [16], "batch_size": 64},
+            "train": _LONGER,
+            "claims": ("attributes", "content"),
+            "order_matters": True,
+        },
+        {
+            "variant": "ids",
+            "settings": {"width": 8, "hidden": [16, 8], "batch_size": 64},
+            "train": _LONGER,
+            "claims": ("co_occurrence",),
+            "order_matters": True,
+        },
+    ),
     "mf": (
         {"settings": _PAIRS, "train": _LONGER, "claims": ("co_occurrence",), "order_matters": True},
         {
