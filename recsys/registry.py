@@ -13,6 +13,7 @@ MODELS = {
     "ease": "recsys.models.baselines.ease:EASE",
     "autorec": "recsys.models.baselines.autorec:AutoRec",
     "deepfm": "recsys.models.baselines.deepfm:DeepFM",
+    "lightgbm": "recsys.models.baselines.lightgbm:LightGBM",
     "mf": "recsys.models.baselines.mf:MF",
     "lightgcn": "recsys.models.baselines.lightgcn:LightGCN",
     "fmrlrec": "recsys.models.fmrlrec:FMRLRec",

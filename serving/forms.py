@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from recsys import profile
+from recsys.boosted import BoostedPairs
 from recsys.errors import BundleError
 from recsys.pairwise import deepfm_scores
 from recsys.schema import Form, Queries, legal_width, pick
@@ -99,6 +100,20 @@ class DeepFM(Program):
         return deepfm_scores(self.form.arrays, queries, candidates)
 
 
+class Boosted(Program):
+    """Gradient-boosted trees over the features of both sides; arrays as `recsys.boosted` has them."""
+
+    def __init__(self, form: Form):
+        super().__init__(form)
+        self.pairs = BoostedPairs(form.arrays)
+
+    def score(
+        self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
+    ) -> np.ndarray:
+        legal_width(width, self.widths)
+        return self.pairs.score(queries, candidates)
+
+
 class VectorProgram(Program):
     """A program whose scores are dot products with item vectors."""
 
@@ -180,6 +195,7 @@ PROGRAMS: dict[str, type[Program]] = {
     "item_item": ItemItem,
     "dot": Dot,
     "deepfm": DeepFM,
+    "lightgbm": Boosted,
 } | dict.fromkeys(MIXERS, Sequence)
 
 

@@ -135,6 +135,13 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
             "order_matters": True,
         },
     ),
+    "lightgbm": (
+        {
+            "settings": {"tables": ["about", "text"], "rounds": 30, "learning_rate": 0.2, "min_leaf": 5},
+            "claims": ("attributes", "content"),
+            "order_matters": True,
+        },
+    ),
     "mf": (
         {"settings": _PAIRS, "train": _LONGER, "claims": ("co_occurrence",), "order_matters": True},
         {

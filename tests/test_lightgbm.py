@@ -1,0 +1,62 @@
+"""What the trees are shown: features of pairs by hand, and no word of the answer."""
+
+import numpy as np
+import pytest
+from contracts.worlds import world
+
+from recsys.boosted import Pairs
+from recsys.models.baselines import lightgbm as module
+from recsys.models.baselines.lightgbm import LightGBM, LightGBMConfig
+from recsys.schema import Ragged
+
+
+def test_features_of_pairs_by_hand():
+    """User 1 lacks its only feature; item 2 has no content."""
+    content = np.array([[1, 0], [0.6, 0.8], [0, 0]], np.float32)
+    pairs = Pairs(
+        {
+            "users": np.array([[3.0], [0.0], [0.0]]),
+            "users_present": np.array([[True], [False], [False]]),
+            "items": np.array([[10.0], [11.0], [12.0]]),
+            "items_present": np.ones((3, 1), bool),
+            "content.0": content,
+        }
+    )
+    totals = pairs.totals(Ragged.of([[0, 1, 1], []]))
+    np.testing.assert_allclose(totals[0], [[2.2, 1.6], [0, 0]], rtol=1e-6)
+    found = pairs.features(np.array([0, 1]), totals, np.array([[0, 1, 2], [1, 1, 0]]))
+    length = (2.2**2 + 1.6**2) ** 0.5
+    cosines = [[2.2 / length, (2.2 * 0.6 + 1.6 * 0.8) / length, np.nan], [np.nan] * 3]
+    users = [[3.0] * 3, [np.nan] * 3]
+    expected = np.stack([users, [[10, 11, 12], [11, 11, 10]], cosines], axis=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_pair_is_left_out_of_its_own_features(monkeypatch):
+    """An item that one user took once: as a positive it counts nobody, and the user's history is without it."""
+    place = world("content")
+    seen = {}
+
+    def keep(features, labels, **_):
+        seen.update(features=features, labels=np.asarray(labels))
+        raise StopIteration
+
+    monkeypatch.setattr(module.lightgbm, "Dataset", keep)
+    with pytest.raises(StopIteration):
+        LightGBM(LightGBMConfig(tables=("about", "text"), negatives=3)).fit(place.context())
+    log = place.split.fit_log()
+    counts, activity = log.item_counts(), np.diff(log.indptr_U1)
+    shown, labels = seen["features"].reshape(len(log), 4, -1), seen["labels"].reshape(len(log), 4)
+    assert labels[:, 0].all() and not labels[:, 1:].any()
+    np.testing.assert_allclose(
+        np.expm1(shown[..., 0]), (activity[log.user_N] - 1)[:, None].repeat(4, 1), rtol=1e-5
+    )
+    np.testing.assert_allclose(np.expm1(shown[:, 0, 2]), counts[log.item_N] - 1, rtol=1e-5)
+    text = place.tables["item", "text"]
+    rows = text.values_EF - text.values_EF[counts > 0].mean(axis=0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    for row in (0, 17):
+        others = log.item_N[(log.user_N == log.user_N[row]) & (np.arange(len(log)) != row)]
+        total = rows[others].sum(axis=0)
+        cosine = rows[log.item_N[row]] @ total / np.linalg.norm(total)
+        assert shown[row, 0, -1] == pytest.approx(cosine, abs=1e-4)
