@@ -60,3 +60,20 @@ def thinned(sequences: Ragged, share: float, rng: np.random.Generator) -> Ragged
     lengths = sequences.lengths
     keep[(np.cumsum(lengths) - 1)[lengths > 0]] = True
     return Ragged.from_lengths(values[keep], np.bincount(rows[keep], minlength=len(sequences)))
+
+
+def hidden(sequences: Ragged, share: float, rng: np.random.Generator) -> Ragged:
+    """The rows with about `share` of their entries as -1; the last one is where no other is."""
+    rows, values = sequences.flat()
+    hide = rng.random(len(rows)) < share
+    none = np.bincount(rows[hide], minlength=len(sequences)) == 0
+    hide[(np.cumsum(sequences.lengths) - 1)[none & (sequences.lengths > 0)]] = True
+    return Ragged.from_lengths(np.where(hide, -1, values), sequences.lengths)
+
+
+def with_question(sequences: Ragged, *, first: bool) -> Ragged:
+    """The rows with a -1 before their first entry or after their last."""
+    values = sequences.flat()[1]
+    ends = np.cumsum(sequences.lengths)
+    places = ends - sequences.lengths if first else ends
+    return Ragged.from_lengths(np.insert(values, places, -1), sequences.lengths + 1)

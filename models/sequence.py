@@ -11,9 +11,10 @@ from recsys.features.whitening import Whitening
 from recsys.models.base import FitContext, LoopedModel
 from recsys.models.batching import batches_of_rows, steps
 from recsys.models.items import Features
-from recsys.models.packing import pack, thinned, windows
+from recsys.models.packing import pack, thinned, windows, with_question
 from recsys.models.sequence_config import SequenceConfig
-from recsys.models.sequence_module import SequenceModule, training_batch
+from recsys.models.sequence_module import SequenceModule, masked_batch, training_batch
+from recsys.models.trunk import ATTENTION
 from recsys.schema import Dense, Form, Queries, legal_width
 from recsys.scoring import dot_scores
 
@@ -66,11 +67,13 @@ class SequenceModel(LoopedModel[ConfigT]):
     def batches(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, torch.Tensor]]:
         size = self.config.batch_size
         for start, taken in batches_of_rows(len(self.rows), size, self.seed, epoch, rank, world):
-            rows = self.rows.take(taken)
+            rows, rng = self.rows.take(taken), np.random.default_rng([self.seed, epoch, start, rank])
             if self.config.history_dropout:
-                rng = np.random.default_rng([self.seed, epoch, start, rank])
                 rows = thinned(rows, self.config.history_dropout, rng)
-            yield training_batch(rows, past=self.config.repeat_bias)
+            if self.config.trunk == "bidirectional":
+                yield masked_batch(rows, self.config.mask_share, rng)
+            else:
+                yield training_batch(rows, past=self.config.repeat_bias)
 
     @torch.inference_mode()
     def item_table(self) -> tuple[np.ndarray, np.ndarray]:
@@ -84,18 +87,16 @@ class SequenceModel(LoopedModel[ConfigT]):
 
     @torch.inference_mode()
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
-        """[Q, width]: the trunk's last value of [start, history]."""
+        """[Q, width]: the trunk's last value of [start, history], or of [history, hidden] where it looks both ways."""
         self.module.eval()
         history = queries.history
-        if self.config.trunk == "attention":
+        if self.config.trunk in ATTENTION:
             history = history.tail(self.config.window - 1)
-        packed = pack(history)
-        tokens_P = np.concatenate([np.full(len(queries), -1), packed.items_P])
-        counts = [len(queries), *packed.counts_T.tolist()]
-        u_PD = self.module.trunk(self.module.items(), self._tensor(tokens_P), counts).cpu().numpy()
-        last_B = np.where(packed.last_B < 0, np.arange(len(queries)), len(queries) + packed.last_B)
+        packed = pack(with_question(history, first=self.config.trunk != "bidirectional"))
+        tokens_P = self._tensor(packed.items_P)
+        u_PD = self.module.trunk(self.module.items(), tokens_P, packed.counts_T.tolist()).cpu().numpy()
         vectors_QD = np.empty((len(queries), u_PD.shape[1]), np.float32)
-        vectors_QD[packed.order_B] = u_PD[last_B]
+        vectors_QD[packed.order_B] = u_PD[packed.last_B]
         return vectors_QD[:, : legal_width(width, self.widths)]
 
     def scale(self, width: int | None = None) -> float:
@@ -172,7 +173,7 @@ class SequenceModel(LoopedModel[ConfigT]):
             "ffn_multiple": config.ffn_multiple,
             "norm": config.norm,
             "eps": module.trunk.blocks[0].norm1.eps,
-            "window": config.window if config.trunk == "attention" else None,
+            "window": config.window if config.trunk in ATTENTION else None,
         }
         vectors_ID, bias_I = self.item_table()
         numpy_arrays = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in arrays.items()}

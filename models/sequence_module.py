@@ -7,7 +7,7 @@ from torch import nn
 from recsys.models.items import Features, ItemEncoder
 from recsys.models.losses import Repeats, Scores, Widths
 from recsys.models.objective import Objective
-from recsys.models.packing import pack
+from recsys.models.packing import hidden, pack
 from recsys.models.sequence_config import SequenceConfig
 from recsys.models.trunk import Trunk
 from recsys.schema import Ragged
@@ -48,6 +48,8 @@ class SequenceModule(nn.Module):
             items_ND = self.items(rows_N)
             queries_PD = self.trunk(items_ND, own_P.where(tokens_P >= 0, -1), counts_T)
             columns_ND = items_ND[column_N]
+        if "asked_P" in batch:  # not every token is asked about
+            queries_PD = queries_PD[batch["asked_P"]]
         return self.objective(self._scores(batch, queries_PD, columns_ND, columns.rows_N), columns)
 
     def _scores(
@@ -92,4 +94,17 @@ def training_batch(sequences: Ragged, *, past: bool = False) -> dict[str, torch.
             "past_item_R": items[order],
             "past_bucket_R": buckets[order],
         }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def masked_batch(sequences: Ragged, share: float, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """The rows with some items hidden (see `hidden`), packed; asked_P: tokens that are; labels_P: what stood there."""
+    packed, whole = pack(hidden(sequences, share, rng)), pack(sequences)
+    asked_P = np.flatnonzero(packed.items_P < 0)
+    arrays = {
+        "tokens_P": packed.items_P,
+        "counts_T": packed.counts_T,
+        "asked_P": asked_P,
+        "labels_P": whole.items_P[asked_P],
+    }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

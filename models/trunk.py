@@ -9,13 +9,15 @@ from torch import nn
 
 from recsys.config import Config
 from recsys.models.layers import BlockNorm, NestedFFN
-from recsys.models.mixers.attention import CausalAttention
+from recsys.models.mixers.attention import Attention
 from recsys.models.mixers.gru import GRUMixer
 from recsys.models.mixers.lru import NestedLRU
 from recsys.models.mixers.mamba import Mamba, Mamba2
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Mixer = Literal["lru", "mamba", "mamba2", "attention", "gru"]
+Mixer = Literal["lru", "mamba", "mamba2", "attention", "bidirectional", "gru"]
+ATTENTION = ("attention", "bidirectional")
+"""Mixers that look at a window of a history and have heads."""
 Norm = Literal["post", "pre"]
 
 
@@ -23,7 +25,8 @@ class TrunkConfig(Config):
     """Settings of a trunk."""
 
     trunk: Mixer = "lru"
-    """What mixes the steps of a history. Only lru is nested: the others take a single width."""
+    """What mixes the steps of a history. Only lru is nested: the others take a single width. bidirectional: attention
+    to the whole row; training then hides items of it and asks for those."""
     widths: tuple[int, ...] = (16, 32, 64, 128)
     """Nested widths, ascending; the last is the full one."""
     blocks: Annotated[int, Field(ge=1)] = 2
@@ -41,7 +44,7 @@ class TrunkConfig(Config):
     state: Annotated[int, Field(ge=1)] = 32
     """mamba, mamba2: values of state per channel."""
     heads: Annotated[int, Field(ge=1)] = 1
-    """attention: heads, which divide the width."""
+    """attention, bidirectional: heads, which divide the width."""
     window: Annotated[int, Field(ge=2)] = 100
     """Longest stretch of a history in one training row. Recurrent trunks score with histories whole, attention with
     their last window - 1 items."""
@@ -72,8 +75,11 @@ def make_mixer(config: TrunkConfig) -> nn.Module:
     match config.trunk:
         case "lru":
             return NestedLRU(config.widths, *config.radius)
-        case "attention":
-            return CausalAttention(width, heads=config.heads, window=config.window, dropout=config.dropout)
+        case "attention" | "bidirectional":
+            causal = config.trunk == "attention"
+            return Attention(
+                width, heads=config.heads, window=config.window, dropout=config.dropout, causal=causal
+            )
         case "gru":
             return GRUMixer(width)
         case "mamba":
@@ -83,7 +89,8 @@ def make_mixer(config: TrunkConfig) -> nn.Module:
 
 
 class Trunk(nn.Module):
-    """Packed tokens to query vectors: the value at a token scores what comes after it."""
+    """Packed tokens to query vectors: the value at a token scores what comes after it, or, where the trunk looks both
+    ways, at a hidden one what stood there; the start vector then stands for what is hidden."""
 
     def __init__(self, config: TrunkConfig):
         super().__init__()
@@ -93,7 +100,7 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.blocks)])
 
     def forward(self, items_ID: torch.Tensor, tokens_P: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """tokens_P: item of every token, -1 = start. Returns [P, D]."""
+        """tokens_P: item of every token, -1 = start or hidden. Returns [P, D]."""
         u_PD = torch.where(tokens_P[:, None] < 0, self.start, items_ID[tokens_P.clamp_min(0)])
         u_PD = self.dropout(u_PD if self.in_norm is None else self.in_norm(u_PD))
         for block in self.blocks:

@@ -19,6 +19,7 @@ MODELS = {
     "fmrlrec": "recsys.models.fmrlrec:FMRLRec",
     "mamba4rec": "recsys.models.mamba4rec:Mamba4Rec",
     "sasrec": "recsys.models.sasrec:SASRec",
+    "bert4rec": "recsys.models.bert4rec:BERT4Rec",
     "gru4rec": "recsys.models.gru4rec:GRU4Rec",
 }
 EXTRACTORS = {

@@ -15,7 +15,7 @@ from recsys.pairwise import deepfm_scores
 from recsys.schema import Form, Queries, legal_width, pick
 from recsys.scoring import dot_scores, segment_scores
 from recsys.serving.mixers import MIXERS
-from recsys.serving.network import Network, cut_arrays
+from recsys.serving.network import Network, WholeNetwork, cut_arrays
 
 
 class Program(ABC):
@@ -166,7 +166,8 @@ class Sequence(VectorProgram):
 
     def __init__(self, form: Form):
         super().__init__(form)
-        self.networks = {width: Network(form, width) for width in form.widths}
+        network = WholeNetwork if form.program == "bidirectional" else Network
+        self.networks = {width: network(form, width) for width in form.widths}
 
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
         return self.networks[legal_width(width, self.widths)].encode(queries.history)

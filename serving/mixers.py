@@ -34,6 +34,11 @@ def softplus(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
+def _softmax(x: np.ndarray) -> np.ndarray:
+    weights = np.exp(x - x.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 class LRU:
     """Linear recurrent unit: h <- lambda h + B u + b, y = Re(C h) + c. State: h, complex, [B, D]."""
 
@@ -98,10 +103,25 @@ class Attention:
         keys, values = (part.reshape(rows, seen + 1, self.heads, -1).swapaxes(1, 2) for part in state)
         q_BHd1 = q_BD.reshape(rows, self.heads, -1, 1)
         logits_BHt = (keys @ q_BHd1)[..., 0] / math.sqrt(keys.shape[-1])
-        weights_BHt = np.exp(logits_BHt - logits_BHt.max(axis=-1, keepdims=True))
-        weights_BHt /= weights_BHt.sum(axis=-1, keepdims=True)
+        weights_BHt = _softmax(logits_BHt)
         mixed_BD = (weights_BHt[:, :, None] @ values).reshape(rows, self.width)
         return mixed_BD @ self.arrays["out"].T + self.arrays["out_bias"], state
+
+
+class Bidirectional(Attention):
+    """Self-attention to the whole row: there is no state, and no step."""
+
+    def whole(self, u_BLD: np.ndarray) -> np.ndarray:
+        """[B, L, D] of rows of one length."""
+        rows, length, _ = u_BLD.shape
+        x_BLD = u_BLD + self.arrays["position"][:length]
+        qkv_BLE = x_BLD @ self.qkv_ED.T + self.arrays["qkv_bias"].reshape(-1)
+        q, k, v = (
+            part.reshape(rows, length, self.heads, -1).swapaxes(1, 2) for part in np.split(qkv_BLE, 3, axis=2)
+        )
+        weights_BHLL = _softmax(q @ k.swapaxes(2, 3) / math.sqrt(q.shape[-1]))
+        mixed_BLD = (weights_BHLL @ v).swapaxes(1, 2).reshape(rows, length, self.width)
+        return mixed_BLD @ self.arrays["out"].T + self.arrays["out_bias"]
 
 
 class _StateSpace:
@@ -171,5 +191,12 @@ class Mamba2(_StateSpace):
         return (gated_BC / scale_B1) @ arrays["out"].T, (inputs, h_BHdN)
 
 
-MIXERS = {"lru": LRU, "gru": GRU, "attention": Attention, "mamba": Mamba, "mamba2": Mamba2}
+MIXERS = {
+    "lru": LRU,
+    "gru": GRU,
+    "attention": Attention,
+    "bidirectional": Bidirectional,
+    "mamba": Mamba,
+    "mamba2": Mamba2,
+}
 """Program name -> what mixes the steps of its network. `initial(rows)` and `advance(u_BD, state)` are the interface."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.errors import ModelError
 from recsys.schema import Form, Ragged
 from recsys.serving.mixers import MIXERS, State
 
@@ -70,18 +71,25 @@ class Network:
 
     def _advance(self, x_BD: np.ndarray, before: tuple[State, ...]) -> Encoded:
         """One event for every row."""
-        u = self._norm(x_BD, self.arrays, "in") if "in.weight" in self.arrays else x_BD
+        u = self._entered(x_BD)
         after = []
         for block, mixer, state in zip(self.blocks, self.mixers, before, strict=True):
             y, state = mixer.advance(self._norm(u, block, "norm1") if self.pre else u, state)
             after.append(state)
-            u = u + y if self.pre else self._norm(u + y, block, "norm1")
-            x = self._norm(u, block, "norm2") if self.pre else u
-            gate = x @ block["gate"].T + block["gate_bias"]
-            hidden = gate / (1 + np.exp(-gate)) * (x @ block["up"].T + block["up_bias"])
-            u = u + hidden @ block["down"].T + block["down_bias"]
-            u = u if self.pre else self._norm(u, block, "norm2")
+            u = self._left(u, y, block)
         return Encoded(tuple(after), u)
+
+    def _entered(self, x_ND: np.ndarray) -> np.ndarray:
+        return self._norm(x_ND, self.arrays, "in") if "in.weight" in self.arrays else x_ND
+
+    def _left(self, u: np.ndarray, y: np.ndarray, block: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What a block makes of its input u once the mixer has made y of it."""
+        u = u + y if self.pre else self._norm(u + y, block, "norm1")
+        x = self._norm(u, block, "norm2") if self.pre else u
+        gate = x @ block["gate"].T + block["gate_bias"]
+        hidden = gate / (1 + np.exp(-gate)) * (x @ block["up"].T + block["up_bias"])
+        u = u + hidden @ block["down"].T + block["down_bias"]
+        return u if self.pre else self._norm(u, block, "norm2")
 
     def initial(self, rows: int) -> Encoded:
         """After the start vector alone: an empty history."""
@@ -111,6 +119,31 @@ class Network:
         out = np.empty_like(vectors)
         out[order] = vectors
         return out
+
+
+class WholeNetwork(Network):
+    """A network that looks both ways: the start vector stands after the history, for what is asked for. It reads rows
+    whole, all of one length together; there is no step."""
+
+    def encode(self, history: Ragged) -> np.ndarray:
+        history = history.tail(int(self.window) - 1)
+        lengths, start_D = history.lengths, self.arrays["start"]
+        out_QD = np.empty((len(history), len(start_D)), np.float32)
+        for length in np.unique(lengths):
+            which = np.flatnonzero(lengths == length)
+            items_BLD = self.items_ID[history.take(which).flat()[1].reshape(len(which), length)]
+            last_B1D = np.broadcast_to(start_D, (len(which), 1, len(start_D)))
+            u_ND = self._entered(np.concatenate([items_BLD, last_B1D], axis=1).reshape(-1, len(start_D)))
+            for block, mixer in zip(self.blocks, self.mixers, strict=True):
+                x_ND = self._norm(u_ND, block, "norm1") if self.pre else u_ND
+                y_BLD = mixer.whole(x_ND.reshape(len(which), length + 1, -1))
+                u_ND = self._left(u_ND, y_BLD.reshape(x_ND.shape), block)
+            out_QD[which] = u_ND.reshape(len(which), length + 1, -1)[:, -1]
+        return out_QD
+
+    def initial(self, rows: int) -> Encoded:
+        """Raises ModelError: what comes next changes what came before."""
+        raise ModelError("a network that looks both ways has no state", fix="encode the whole history")
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

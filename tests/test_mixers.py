@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from recsys.errors import ModelError
-from recsys.models.mixers.attention import CausalAttention
+from recsys.models.mixers.attention import Attention
 from recsys.models.mixers.gru import GRUMixer
 from recsys.models.mixers.layout import earlier, to_packed, to_padded
 from recsys.models.mixers.mamba import CausalConv, Mamba, Mamba2
@@ -19,7 +19,7 @@ WIDTH = 8
 LENGTHS = (5, 1, 60, 3, 1, 17, 5)
 MIXERS = {
     "gru": lambda: GRUMixer(WIDTH),
-    "attention": lambda: CausalAttention(WIDTH, heads=2, window=60),
+    "attention": lambda: Attention(WIDTH, heads=2, window=60),
     "mamba": lambda: Mamba(WIDTH, state=6),
     "mamba2": lambda: Mamba2(WIDTH, state=6, head=4),
 }
@@ -74,7 +74,7 @@ def slow_gru(mixer: GRUMixer, x_LD: torch.Tensor) -> list[torch.Tensor]:
     return out
 
 
-def slow_attention(mixer: CausalAttention, x_LD: torch.Tensor) -> list[torch.Tensor]:
+def slow_attention(mixer: Attention, x_LD: torch.Tensor) -> list[torch.Tensor]:
     keys, values, out = [], [], []
     size = WIDTH // mixer.heads
     for t, x in enumerate(x_LD):
@@ -235,7 +235,7 @@ def test_twins_bear_extreme_inputs():
 
 
 def test_a_row_past_the_window_is_refused():
-    mixer = CausalAttention(WIDTH, window=3)
+    mixer = Attention(WIDTH, window=3)
     tokens, counts, _ = packed_of(planted((4, 2), dtype=torch.float32))
     with pytest.raises(ModelError, match=r"4 tokens.*window = 3"):
         mixer(tokens, counts)
@@ -249,13 +249,13 @@ def test_a_row_past_the_window_is_refused():
 
 def test_heads_must_fit():
     with pytest.raises(ModelError, match="3 heads do not divide the width 8"):
-        CausalAttention(8, heads=3)
+        Attention(8, heads=3)
     with pytest.raises(ModelError, match="multiple of 16"):
         Mamba2(24)
 
 
 def test_attention_weights_are_dropped_in_training_only():
-    mixer = CausalAttention(WIDTH, dropout=0.5)
+    mixer = Attention(WIDTH, dropout=0.5)
     tokens, counts, _ = packed_of(planted((6, 6), dtype=torch.float32))
     assert not torch.equal(mixer(tokens, counts), mixer(tokens, counts))
     mixer.eval()

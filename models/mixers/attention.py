@@ -1,4 +1,4 @@
-"""Causal self-attention as a mixer."""
+"""Self-attention as a mixer."""
 
 import torch
 import torch.nn.functional as F
@@ -8,20 +8,23 @@ from recsys.errors import ModelError
 from recsys.models.mixers.layout import places, to_packed, to_padded
 
 
-class CausalAttention(nn.Module):
-    """Multi-head attention of every token to itself and those before it (Vaswani et al., 2017; SASRec, ICDM 2018):
-    softmax(q k / sqrt(D / heads)) v, then a linear map.
+class Attention(nn.Module):
+    """Multi-head attention of every token to itself and those before it, or to its whole row (Vaswani et al., 2017;
+    SASRec, ICDM 2018; BERT4Rec, CIKM 2019): softmax(q k / sqrt(D / heads)) v, then a linear map.
 
     Departures from SASRec: positions count from a row's first token, so that the same history gives the same
     keys as it grows; they are added in every mixer, to its input; the heads' outputs pass a linear map.
     """
 
-    def __init__(self, width: int, *, heads: int = 1, window: int = 100, dropout: float = 0.0):
-        """heads divide the width. window: longest row, tokens. dropout: share of attention weights."""
+    def __init__(
+        self, width: int, *, heads: int = 1, window: int = 100, dropout: float = 0.0, causal: bool = True
+    ):
+        """heads divide the width. window: longest row, tokens. dropout: share of attention weights. causal: to the past
+        alone."""
         super().__init__()
         if width % heads:
             raise ModelError(f"{heads} heads do not divide the width {width}", fix="choose heads that do")
-        self.heads, self.window, self.dropout = heads, window, dropout
+        self.heads, self.window, self.dropout, self.causal = heads, window, dropout, causal
         self.position = nn.Parameter(torch.randn(window, width) * 0.02)
         self.position.no_decay = True
         self.qkv = nn.Linear(width, 3 * width)
@@ -36,9 +39,12 @@ class CausalAttention(nn.Module):
         _, step_P = places(counts, x_PD.device)
         qkv_PE = self.qkv(x_PD + self.position.index_select(0, step_P))
         q, k, v = to_padded(qkv_PE, counts).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # rows are aligned at their first token: padding comes after every real token, where none may look
+        # rows are aligned at their first token: padding comes after every real token, where a causal one never looks
+        real_B11L = None
+        if not self.causal:
+            real_B11L = to_padded(torch.ones_like(step_P, dtype=torch.bool), counts)[:, None, None]
         mixed_BHLd = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True
+            q, k, v, real_B11L, dropout_p=self.dropout if self.training else 0.0, is_causal=self.causal
         )
         return self.out(to_packed(mixed_BHLd.transpose(1, 2).flatten(2), counts))
 

@@ -249,6 +249,14 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
             "order_matters": True,
         },
     ),
+    "bert4rec": (
+        {
+            "settings": _TINY | {"heads": 2},
+            "train": {"epochs": 80, "lr": 1e-2},  # each epoch asks for a fifth of the items
+            "claims": ("order",),
+            "order_matters": True,
+        },
+    ),
     "gru4rec": (
         {"settings": _TINY, "train": _LONGER, "claims": ("order",), "order_matters": True},
         {
