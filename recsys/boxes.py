@@ -52,7 +52,7 @@ class Line:
         settings: Any,
         upstream: Mapping[str, Box],
         *,
-        version: int = 1,
+        version: int | str = 1,
     ) -> Box:
         """A box standing on `upstream` boxes; settings are anything JSON."""
         keys = {label: box.key for label, box in sorted(upstream.items())}

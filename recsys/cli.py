@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recsys.cli_compare import attach_compare
 from recsys.cli_export import attach_export
 from recsys.cli_features import features_app
 from recsys.errors import ConfigError, RecsysError
@@ -316,6 +317,7 @@ def _bundle(given: str, tracking_uri: str | None) -> Path:
 
 
 attach_export(app, _bundle)
+attach_compare(app)
 
 
 def main() -> None:

@@ -27,6 +27,9 @@ from recsys.train_config import TrainConfig
 
 logger = logging.getLogger("recsys")
 
+VERSION = 2
+"""Of what the folder of a fit holds."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -66,8 +69,15 @@ class Fit:
         return json.loads((self.box.folder / "fit.json").read_text())
 
     def model(self) -> Model:
-        model_class = load_class(self.job.kind, MODELS, Model)
-        return model_class.from_state(self.job.config, load_file(self.box.folder / "state.safetensors"))
+        return load_fitted(self.box.folder)
+
+
+def load_fitted(folder: Path) -> Model:
+    """The model in the folder of a fit."""
+    facts = json.loads((folder / "fit.json").read_text())
+    model_class = load_class(facts["model"], MODELS, Model)
+    config = parse(model_class.Config, facts["config"], where=folder)
+    return model_class.from_state(config, load_file(folder / "state.safetensors"))
 
 
 def model_config(
@@ -138,6 +148,8 @@ def make_fit(box: Box, job: Job, split_box: Box, tables: Mapping[str, Box], sele
     progress = fit(model, ctx, train, lambda metrics, epoch: logger.info("%s", _epoch_line(metrics, epoch)))
     facts = {
         "name": job.name,
+        "model": job.kind,
+        "config": job.config.model_dump(mode="json"),
         "seed": job.seed,
         "seconds": time.monotonic() - started,
         "progress": {"best_epoch": progress.best_epoch, "history": progress.history},

@@ -82,9 +82,10 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
     tests = {fit.box.name: _test(line, recipe, fit, split, tables) for fit in final}
     report = line.add(
         "report",
-        lambda box: steps.make_report(box, recipe, fits, tests, select, bundle, data, split),
+        lambda box: steps.make_report(box, recipe, fits, final, tests, select, bundle, data, split),
         {"name": recipe.name},
         {"select": select, "bundle": bundle} | tests,
+        version=2,
     )
     line.add(
         "track",
@@ -153,7 +154,7 @@ def _fit(
         lambda box: fitting.make_fit(box, job, split, used, extra.get("selected")),
         job.settings(),
         {"split": split} | used | extra,
-        version=load_class(job.kind, MODELS, Model).version,
+        version=f"{fitting.VERSION}.{load_class(job.kind, MODELS, Model).version}",
     )
     return fitting.Fit(job, box)
 

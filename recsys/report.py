@@ -34,13 +34,13 @@ class Report:
         by_name: dict[str, list[Evaluation]] = {}
         for evaluation in evaluations:
             by_name.setdefault(evaluation.name, []).append(evaluation)
-        models = {name: {"values": _combined(runs), "facts": runs[0].facts} for name, runs in by_name.items()}
+        models = {name: {"values": combined(runs), "facts": runs[0].facts} for name, runs in by_name.items()}
         chosen, headline = facts["selected"], _headline_key(evaluations[0])
         rivals = [name for name in by_name if name != chosen]
         users = evaluations[0].per_query["user"].to_numpy()
         tests = [
             paired_test(
-                _mean_per_query(by_name[name], headline), _mean_per_query(by_name[chosen], headline), users
+                mean_per_query(by_name[name], headline), mean_per_query(by_name[chosen], headline), users
             )
             for name in rivals
         ]
@@ -87,7 +87,7 @@ class Report:
             valid = self.facts["valid"].get(name)
             cells = [f"{name} (selected)" if name == self.facts["selected"] else name]
             cells.append("-" if valid is None else _short(valid))
-            cells += [_cell(model["values"][str(key)]) for key in columns]
+            cells += [cell(model["values"][str(key)]) for key in columns]
             table.add_row(*cells)
         return table
 
@@ -107,7 +107,7 @@ def interval(entry: Mapping[str, Any]) -> str:
     return value if entry["low"] is None else f"{value} [{entry['low']:.4f}, {entry['high']:.4f}]"
 
 
-def _cell(entry: Mapping[str, Any]) -> str:
+def cell(entry: Mapping[str, Any]) -> str:
     """Value and interval under each other, without leading zeros: four metrics fit into 80 columns."""
     value = _short(entry["value"])
     return value if entry["low"] is None else f"{value}\n{_short(entry['low'])}-{_short(entry['high'])}"
@@ -122,11 +122,12 @@ def _headline_key(evaluation: Evaluation) -> str:
     return next(key for key in evaluation.values if key.split("/")[1] == f"ndcg_at_{protocol['ks'][0]}")
 
 
-def _mean_per_query(runs: Sequence[Evaluation], key: str) -> np.ndarray:
+def mean_per_query(runs: Sequence[Evaluation], key: str) -> np.ndarray:
+    """[Q] values of one metric, the mean over seeds."""
     return np.mean([run.per_query[key].to_numpy() for run in runs], axis=0)
 
 
-def _combined(runs: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+def combined(runs: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
     """Values averaged over seeds; intervals from per-query values averaged over seeds."""
     first = runs[0]
     values = {key: dict(entry) for key, entry in first.values.items()}
@@ -135,7 +136,7 @@ def _combined(runs: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
     protocol = first.facts["protocol"]
     keys = [key for key in first.per_query.columns if key in values] if protocol["bootstrap"] else []
     if keys:
-        averaged_QM = np.stack([_mean_per_query(runs, key) for key in keys], axis=1)
+        averaged_QM = np.stack([mean_per_query(runs, key) for key in keys], axis=1)
         users = first.per_query["user"].to_numpy()
         bounds_2M = bootstrap_intervals(averaged_QM, users, protocol["bootstrap"], protocol["seed"])
     for key, entry in values.items():

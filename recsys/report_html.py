@@ -31,7 +31,7 @@ def render(models: Mapping[str, Any], facts: Mapping[str, Any], columns: Sequenc
         f"<h1>{escape(facts['recipe'])}</h1><p>{escape(summary)} Selected on validation: "
         f"<strong>{escape(facts['selected'])}</strong>. Intervals: 95 % user bootstrap.</p>",
         "<h2>Models on the test part</h2>",
-        _table(["model", *(f"{key.metric}@{key.k}" for key in columns)], _model_rows(models, facts, columns)),
+        table(["model", *(f"{key.metric}@{key.k}" for key in columns)], _model_rows(models, facts, columns)),
         "<h2>Against the selected model</h2>",
         _versus(models),
         "<h2>Slices</h2>",
@@ -42,14 +42,19 @@ def render(models: Mapping[str, Any], facts: Mapping[str, Any], columns: Sequenc
         "<h2>What this rests on</h2>",
         _facts(facts, first),
     ]
+    return page(f"{facts['recipe']}: report", body)
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """A page of these pieces of HTML; the title is escaped."""
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
-        f'initial-scale=1"><title>{escape(facts["recipe"])}: report</title><style>{_STYLE}</style></head>'
+        f'initial-scale=1"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
     )
     return f"{head}<body><main>{''.join(body)}</main></body></html>\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
     """rows: (css class, cells); cells are HTML already."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(
@@ -58,7 +63,8 @@ def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> 
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(entry: Mapping[str, Any] | None) -> str:
+def cell(entry: Mapping[str, Any] | None) -> str:
+    """Value and interval of a metric; a dash for none."""
     if entry is None:
         return "-"
     low = "" if entry["low"] is None else f"<small>{entry['low']:.4f} - {entry['high']:.4f}</small>"
@@ -68,7 +74,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 def _model_rows(models: Mapping[str, Any], facts: Mapping[str, Any], columns: Sequence[Key]) -> list:
     rows = []
     for name, model in models.items():
-        cells = [escape(name)] + [_cell(model["values"].get(str(key))) for key in columns]
+        cells = [escape(name)] + [cell(model["values"].get(str(key))) for key in columns]
         rows.append(("selected" if name == facts["selected"] else "", cells))
     return rows
 
@@ -89,7 +95,7 @@ def _versus(models: Mapping[str, Any]) -> str:
     ]
     if not rows:
         return "<p>There is only one model.</p>"
-    return _table(["model", "difference", "p", "p (Holm)"], rows)
+    return table(["model", "difference", "p", "p (Holm)"], rows)
 
 
 def _slices(models: Mapping[str, Any], headline: Key) -> str:
@@ -106,14 +112,14 @@ def _slices(models: Mapping[str, Any], headline: Key) -> str:
             [
                 escape(Key.parse(text).slice or ""),
                 f"{n:,}",
-                *(_cell(m["values"].get(text)) for m in models.values()),
+                *(cell(m["values"].get(text)) for m in models.values()),
             ],
         )
         for text, n in sorted(keys.items(), key=lambda entry: reading_order(Key.parse(entry[0]).slice))
     ]
     empty = next(iter(models.values()))["facts"]["empty_slices"]
     note = f"<p>Empty (n = 0): {escape(', '.join(empty))}.</p>" if empty else ""
-    return _table(header, rows) + note
+    return table(header, rows) + note
 
 
 def _widths(models: Mapping[str, Any], headline: Key) -> str:
@@ -154,8 +160,8 @@ def _beyond(models: Mapping[str, Any], headline: Key) -> str:
     rows = []
     for name, model in models.items():
         keys = [str(Key(headline.part, metric, headline.k, headline.candidates)) for metric in names]
-        rows.append(("", [escape(name), *(_cell(model["values"].get(key)) for key in keys)]))
-    return _table(["model", *(f"{name}@{headline.k}" for name in names)], rows)
+        rows.append(("", [escape(name), *(cell(model["values"].get(key)) for key in keys)]))
+    return table(["model", *(f"{name}@{headline.k}" for name in names)], rows)
 
 
 def _facts(facts: Mapping[str, Any], first: Mapping[str, Any]) -> str:

@@ -45,21 +45,46 @@ def bootstrap_intervals(
 def paired_test(
     a_Q: np.ndarray, b_Q: np.ndarray, groups_Q: np.ndarray, resamples: int = 2000, seed: int = 0
 ) -> dict[str, float]:
-    """Difference of means a - b over the same queries: bootstrap interval and sign-flip permutation p.
+    """Difference of means a - b over the same queries: bootstrap interval and sign-flip permutation p."""
+    (found,) = paired_tests((a_Q - b_Q)[:, None], groups_Q, resamples, seed)
+    return found
 
-    Users are the unit of both: a user's queries are resampled, or change sign, together.
+
+def paired_tests(
+    differences_QP: np.ndarray, groups_Q: np.ndarray, resamples: int = 2000, seed: int = 0
+) -> list[dict[str, float]]:
+    """`paired_test` of every column of differences over the same queries.
+
+    Users are the unit: a user's queries are resampled, or change sign, together; the same draws serve all columns.
     """
-    difference_Q1 = (a_Q - b_Q)[:, None]
-    low, high = bootstrap_intervals(difference_Q1, groups_Q, resamples, seed)[:, 0]
-    sums_GM, counts_GM = _per_group(difference_Q1, groups_Q)
-    observed = sums_GM.sum() / counts_GM.sum()
+    low_P, high_P = bootstrap_intervals(differences_QP, groups_Q, resamples, seed)
+    sums_GP, counts_GP = _per_group(differences_QP, groups_Q)
+    observed_P = sums_GP.sum(axis=0) / counts_GP.sum(axis=0)
     rng = np.random.default_rng([seed, 1])
-    extreme = 0
+    extreme_P = np.zeros(sums_GP.shape[1], np.int64)
+    bar_P = np.abs(sums_GP.sum(axis=0)) - 1e-12
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
-        signs_RG = rng.choice([-1.0, 1.0], size=(rows, len(sums_GM)))
-        extreme += int((np.abs(signs_RG @ sums_GM[:, 0]) >= abs(sums_GM.sum()) - 1e-12).sum())
-    return {"difference": observed, "low": low, "high": high, "p": (extreme + 1) / (resamples + 1)}
+        signs_RG = rng.choice([-1.0, 1.0], size=(rows, len(sums_GP)))
+        extreme_P += (np.abs(signs_RG @ sums_GP) >= bar_P).sum(axis=0)
+    p_P = (extreme_P + 1) / (resamples + 1)
+    columns = zip(observed_P.tolist(), low_P.tolist(), high_P.tolist(), p_P.tolist(), strict=True)
+    return [{"difference": d, "low": low, "high": high, "p": p} for d, low, high, p in columns]
+
+
+def average_ranks(values_QK: np.ndarray) -> np.ndarray:
+    """[K] mean rank of every column within its rows, 1 = largest; equal values share the mean of their ranks."""
+    from scipy.stats import rankdata
+
+    return rankdata(-values_QK, axis=1).mean(axis=0)
+
+
+def critical_difference(columns: int, rows: int, level: float = 0.05) -> float:
+    """By how much average ranks have to differ (Nemenyi test; Demsar, JMLR 7, 2006, section 3.2.2)."""
+    from scipy.stats import studentized_range
+
+    quantile = studentized_range.ppf(1 - level, columns, np.inf) / 2**0.5
+    return float(quantile * (columns * (columns + 1) / (6 * rows)) ** 0.5)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

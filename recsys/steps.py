@@ -173,6 +173,7 @@ def make_report(
     box: Box,
     recipe: Recipe,
     fits: Sequence[Fit],
+    final: Sequence[Fit],
     tests: Mapping[str, Box],
     select: Box,
     bundle: Box,
@@ -181,7 +182,7 @@ def make_report(
 ) -> None:
     """JSON, pictures and one HTML page over all tests, and a line in the ledger of looks at the test part.
 
-    fits: those that selection looked at, for their learning curves.
+    fits: those that selection looked at, for their learning curves; final: those that were tested (`tests`, by box).
     """
     chosen = json.loads((select.folder / "selected.json").read_text())
     manifest = Bundle.open(bundle.folder).manifest
@@ -205,6 +206,20 @@ def make_report(
         "bundle_id": manifest["bundle_id"],
         "data": {"source": dataset.manifest["source"], "licence": dataset.manifest["licence"]},
         "protocol": recipe.evaluate.model_dump(mode="json"),
+        "boxes": {
+            "split": split_box.folder.name,
+            "bundle": bundle.folder.name,
+            "models": [
+                {
+                    "name": one.job.name,
+                    "kind": one.job.kind,
+                    "seed": one.job.seed,
+                    "fit": one.box.folder.name,
+                    "test": tests[one.box.name].folder.name,
+                }
+                for one in final
+            ],
+        },
     }
     report = Report.of([Evaluation.load(test.folder) for test in tests.values()], facts)
     with new_folder(box.folder) as folder:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from contracts.worlds import world
+from test_baselines import context
 
 from recsys.boosted import Pairs
-from recsys.models.baselines import lightgbm as module
 from recsys.models.baselines.lightgbm import LightGBM, LightGBMConfig
 from recsys.schema import Ragged
 
@@ -32,26 +32,20 @@ def test_features_of_pairs_by_hand():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_pair_is_left_out_of_its_own_features(monkeypatch):
+def test_a_pair_is_left_out_of_its_own_features():
     """An item that one user took once: as a positive it counts nobody, and the user's history is without it."""
     place = world("content")
-    seen = {}
-
-    def keep(features, labels, **_):
-        seen.update(features=features, labels=np.asarray(labels))
-        raise StopIteration
-
-    monkeypatch.setattr(module.lightgbm, "Dataset", keep)
-    with pytest.raises(StopIteration):
-        LightGBM(LightGBMConfig(tables=("about", "text"), negatives=3)).fit(place.context())
+    model = LightGBM(LightGBMConfig(tables=("about", "text"), negatives=3, rounds=1))
+    model.fit(place.context())
     log = place.split.fit_log()
     counts, activity = log.item_counts(), np.diff(log.indptr_U1)
-    shown, labels = seen["features"].reshape(len(log), 4, -1), seen["labels"].reshape(len(log), 4)
-    assert labels[:, 0].all() and not labels[:, 1:].any()
-    np.testing.assert_allclose(
-        np.expm1(shown[..., 0]), (activity[log.user_N] - 1)[:, None].repeat(4, 1), rtol=1e-5
-    )
-    np.testing.assert_allclose(np.expm1(shown[:, 0, 2]), counts[log.item_N] - 1, rtol=1e-5)
+    shown, labels = model._examples(log, Pairs(model.arrays))
+    positive = np.flatnonzero(labels)
+    assert len(positive) == len(log) and len(labels) < 4 * len(
+        log
+    )  # drawn items that the user took are left out
+    np.testing.assert_allclose(np.expm1(shown[positive, 0]), activity[log.user_N] - 1, rtol=1e-5)
+    np.testing.assert_allclose(np.expm1(shown[positive, 2]), counts[log.item_N] - 1, rtol=1e-5)
     text = place.tables["item", "text"]
     rows = text.values_EF - text.values_EF[counts > 0].mean(axis=0)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -59,4 +53,20 @@ def test_a_pair_is_left_out_of_its_own_features(monkeypatch):
         others = log.item_N[(log.user_N == log.user_N[row]) & (np.arange(len(log)) != row)]
         total = rows[others].sum(axis=0)
         cosine = rows[log.item_N[row]] @ total / np.linalg.norm(total)
-        assert shown[row, 0, -1] == pytest.approx(cosine, abs=1e-4)
+        assert shown[positive[row], -1] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_what_a_user_took_is_no_negative():
+    """With one item left to draw, every negative is that one."""
+    log = context([[0, 1, 2], [0, 1, 2, 3]], 4).train
+    model = LightGBM(LightGBMConfig(negatives=50))
+    pairs = Pairs(
+        {
+            "users": np.zeros((3, 1)),
+            "users_present": np.ones((3, 1), bool),
+            "items": np.arange(4.0)[:, None],
+            "items_present": np.ones((4, 1), bool),
+        }
+    )
+    shown, labels = model._examples(log, pairs)
+    assert labels.sum() == len(log) and set(shown[labels == 0, 1].tolist()) == {3.0}

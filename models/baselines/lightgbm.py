@@ -17,7 +17,7 @@ from recsys.config import Config
 from recsys.features.whitening import Whitening
 from recsys.fields import Categorical, Fields, MultiValued, Numeric
 from recsys.models.base import FitContext, Model
-from recsys.schema import Dense, Form, Queries, legal_width
+from recsys.schema import Dense, Form, Log, Queries, legal_width
 
 _ROWS = 4096
 """Interactions whose features are made at once."""
@@ -28,16 +28,16 @@ class LightGBMConfig(Config):
 
     tables: tuple[str, ...] = ()
     """Tables of users and of items: typed fields, or vectors."""
-    rounds: Annotated[int, Field(ge=1)] = 200
+    rounds: Annotated[int, Field(ge=1)] = 100
     """Trees."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """What each tree counts."""
     leaves: Annotated[int, Field(ge=2)] = 31
     """Most leaves of a tree."""
     min_leaf: Annotated[int, Field(ge=1)] = 20
     """Least examples in a leaf."""
     negatives: Annotated[int, Field(ge=1)] = 4
-    """Items drawn uniformly for each interaction."""
+    """Items drawn uniformly for each interaction; those that the user took are left out."""
     interactions: Annotated[int, Field(ge=1)] = 500_000
     """Most interactions that are learnt from; of more, so many are drawn."""
     values: Annotated[int, Field(ge=1)] = 32
@@ -61,7 +61,6 @@ class LightGBM(Model[LightGBMConfig]):
 
     def fit(self, ctx: FitContext) -> None:
         config, log = self.config, ctx.train
-        rng = np.random.default_rng(config.seed)
         activity_U, counts_I = np.diff(log.indptr_U1), log.item_counts()
         users_UF, users_are_codes = self._side(ctx, "user", activity_U > 0)
         items_IF, items_are_codes = self._side(ctx, "item", counts_I > 0)
@@ -71,30 +70,8 @@ class LightGBM(Model[LightGBMConfig]):
         items_IF = np.concatenate([np.log1p(counts_I)[:, None], items_IF], axis=1)
         contents = {f"content.{n}": content for n, content in enumerate(self._contents(ctx, counts_I > 0))}
         arrays = _filled("users", users_UF) | _filled("items", items_IF) | contents
-        pairs = Pairs(arrays)
-
-        taken = np.sort(rng.permutation(len(log))[: config.interactions])
-        items_QC = rng.choice(np.flatnonzero(counts_I), (len(taken), 1 + config.negatives))
-        items_QC[:, 0] = log.item_N[taken]
-        blocks = []
-        for rows in np.array_split(np.arange(len(taken)), -(-len(taken) // _ROWS)):
-            user_Q, own_QC = log.user_N[taken[rows]], items_QC[rows]
-            totals = [
-                total_QD - content_ID[own_QC[:, 0]]
-                for total_QD, content_ID in zip(
-                    pairs.totals(log.sequences.take(user_Q)), pairs.contents, strict=True
-                )
-            ]
-            block_QCF = pairs.features(user_Q, totals, own_QC)
-            block_QCF[..., 0] = np.log1p(activity_U[user_Q] - 1)[:, None]
-            block_QCF[:, 0, users_UF.shape[1]] = np.log1p(counts_I[own_QC[:, 0]] - 1)
-            blocks.append(block_QCF.astype(np.float32).reshape(-1, pairs.width))
-        labels_N = np.zeros(items_QC.shape)
-        labels_N[:, 0] = 1
-        codes = [False, *users_are_codes, False, *items_are_codes]
-        data = lightgbm.Dataset(
-            np.concatenate(blocks), labels_N.ravel(), categorical_feature=np.flatnonzero(codes).tolist()
-        )
+        features_NF, labels_N = self._examples(log, Pairs(arrays))
+        codes = np.flatnonzero([False, *users_are_codes, False, *items_are_codes]).tolist()
         parameters = {
             "objective": "binary",
             "learning_rate": config.learning_rate,
@@ -105,8 +82,38 @@ class LightGBM(Model[LightGBMConfig]):
             "force_col_wise": True,
             "verbosity": -1,
         }
+        data = lightgbm.Dataset(features_NF, labels_N, categorical_feature=codes)
         text = lightgbm.train(parameters, data, config.rounds).model_to_string()
         self.arrays = arrays | {"trees": np.frombuffer(text.encode(), np.uint8)}
+
+    def _examples(self, log: Log, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        """(features [N, F], 1 for an interaction and 0 for a drawn item [N]). Every interaction is looked at as if it
+        were still to come: the counts and the history are without it."""
+        rng = np.random.default_rng(self.config.seed)
+        activity_U, counts_I = np.diff(log.indptr_U1), log.item_counts()
+        rows_Q = np.sort(rng.permutation(len(log))[: self.config.interactions])
+        items_QC = rng.choice(np.flatnonzero(counts_I), (len(rows_Q), 1 + self.config.negatives))
+        items_QC[:, 0] = log.item_N[rows_Q]
+        seen = np.unique(log.user_N * log.num_items + log.item_N)
+        cells_QC = log.user_N[rows_Q][:, None] * log.num_items + items_QC
+        keep_QC = seen[np.searchsorted(seen, cells_QC).clip(max=len(seen) - 1)] != cells_QC
+        keep_QC[:, 0] = True
+        blocks = []
+        for here in np.array_split(np.arange(len(rows_Q)), -(-len(rows_Q) // _ROWS)):
+            user_Q, own_QC = log.user_N[rows_Q[here]], items_QC[here]
+            totals = [
+                total_QD - content_ID[own_QC[:, 0]]
+                for total_QD, content_ID in zip(
+                    pairs.totals(log.sequences.take(user_Q)), pairs.contents, strict=True
+                )
+            ]
+            block_QCF = pairs.features(user_Q, totals, own_QC)
+            block_QCF[..., 0] = np.log1p(activity_U[user_Q] - 1)[:, None]
+            block_QCF[:, 0, pairs.users_UF.shape[1]] = np.log1p(counts_I[own_QC[:, 0]] - 1)
+            blocks.append(block_QCF[keep_QC[here]].astype(np.float32))
+        labels_QC = np.zeros(items_QC.shape)
+        labels_QC[:, 0] = 1
+        return np.concatenate(blocks), labels_QC[keep_QC]
 
     def _contents(self, ctx: FitContext, known_I: np.ndarray) -> Iterator[np.ndarray]:
         """[I, D] of every item table, centred where it holds vectors; rows of length one, zeros where there is none."""
