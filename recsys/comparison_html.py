@@ -1,19 +1,19 @@
 """A comparison as one self-contained page: no script, no outside file, readable on a phone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from recsys import svg
 from recsys.comparison import Comparison
 from recsys.protocol import Key
-from recsys.report_html import cell, page, table
+from recsys.report_html import cell, page, table, wide
 
 COSTS = {
     "train_seconds": "train s",
     "parameters": "numbers",
     "bytes": "bytes",
-    "queries_per_second": "queries/s",
+    "queries_per_second": "q/s",
 }
 """What a model cost, and its heading: seconds of training, numbers in its state, their bytes, queries a second."""
 _COLUMNS = ("ndcg", "hr", "recall", "mrr")
@@ -47,21 +47,22 @@ def render(found: Comparison) -> str:
         f"{facts['split_id'][:12]}; history mask: {facts['protocol']['mask']}. Intervals: 95 % user bootstrap of the "
         "mean over seeds. Best first by the first column."
     )
-    named = f"{whole.metric}@{whole.k}"
+    named, best = f"{whole.metric}@{whole.k}", next(iter(found.contenders))
     rows = [(label, one["values"][found.metric]) for label, one in found.contenders.items()]
     body = [
         f"<h1>{escape(title)}</h1><p>{escape(summary)}</p>",
-        svg.intervals(rows, f"{named} of every model"),
+        wide(svg.intervals(rows, f"{named} of every model")),
         f"<h2>{escape(named)} and what it costs</h2>",
         _models(found),
         "<h2>Average ranks</h2>",
         "<p>Mean rank of each model over the queries; bars join models whose ranks differ by less than the critical "
         "difference (Nemenyi, 5 %).</p>",
-        svg.critical_difference(found.ranks, found.critical, "critical difference diagram"),
+        wide(svg.critical_difference(found.ranks, found.critical, "critical difference diagram")),
         "<h2>Pairs</h2>",
         "<p>Paired over users: bootstrap interval of the difference, sign-flip permutation test, Holm-corrected over "
         "all pairs.</p>",
-        _pairs(found),
+        _pairs([pair for pair in found.pairs if best in (pair["a"], pair["b"])]),
+        f"<details><summary>all {len(found.pairs)} pairs</summary>{_pairs(found.pairs)}</details>",
         "<h2>Slices</h2>",
         _slices(found, named),
     ]
@@ -82,7 +83,7 @@ def _models(found: Comparison) -> str:
     return table([*header, *COSTS.values()], rows)
 
 
-def _pairs(found: Comparison) -> str:
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             "",
@@ -93,7 +94,7 @@ def _pairs(found: Comparison) -> str:
                 f"{pair['p_holm']:.4f}",
             ],
         )
-        for pair in found.pairs
+        for pair in pairs
     ]
     return table(["pair", "difference", "p", "p (Holm)"], rows)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -36,9 +37,11 @@ def _table(found: Comparison) -> Table:
         f"{facts['split_method']} split, mask {facts['protocol']['mask']}",
         caption=f"95 % user bootstrap; p: permutation test of {whole.metric}@{whole.k} against the first row, "
         f"Holm over all {len(found.pairs)} pairs",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     keys = columns(found)[:2]
-    table.add_column("model", overflow="fold")
+    table.add_column("model", overflow="fold", min_width=12)
     for heading in (*(f"{key.metric}@{key.k}" for key in keys), "p", *COSTS.values()):
         table.add_column(heading, justify="right", no_wrap=True)
     best = next(iter(found.contenders))

@@ -16,7 +16,8 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 tr.selected td { font-weight: 600; } small { color: GrayText; display: block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
-dd { margin: 0; overflow-wrap: anywhere; } svg { max-width: min(100%, 40rem); height: auto; }
+dd { margin: 0; overflow-wrap: anywhere; } svg { width: 40rem; max-width: none; height: auto; }
+summary { cursor: pointer; margin: 1rem 0; }
 """
 
 
@@ -60,7 +61,12 @@ def table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> s
     body = "".join(
         f'<tr class="{css}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for css, cells in rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return wide(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def wide(html: str) -> str:
+    """What may be wider than a phone scrolls by itself."""
+    return f'<div class="wide">{html}</div>'
 
 
 def cell(entry: Mapping[str, Any] | None) -> str:
@@ -152,7 +158,7 @@ def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
     )
     line = f'<polyline points="{path}" fill="none" stroke="var(--mark)" stroke-width="2"/>'
     picture = f'<svg viewBox="0 0 660 215" role="img" aria-label="quality by width">{line}{marks}</svg>'
-    return f"<p>{escape(name)}</p>{picture}"
+    return f"<p>{escape(name)}</p>{wide(picture)}"
 
 
 def _beyond(models: Mapping[str, Any], headline: Key) -> str:
