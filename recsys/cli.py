@@ -11,6 +11,7 @@ import typer
 from recsys.cli_compare import attach_compare
 from recsys.cli_export import attach_export
 from recsys.cli_features import features_app
+from recsys.cli_recbole import attach_recbole
 from recsys.errors import ConfigError, RecsysError
 
 if TYPE_CHECKING:
@@ -318,6 +319,7 @@ def _bundle(given: str, tracking_uri: str | None) -> Path:
 
 attach_export(app, _bundle)
 attach_compare(app)
+attach_recbole(app)
 
 
 def main() -> None:
