@@ -162,6 +162,22 @@ def data_inspect(dataset: Annotated[Path, typer.Argument(help="A Dataset folder.
     present.inspect(Dataset.open(dataset))
 
 
+@data_app.command("export")
+def data_export(
+    dataset: Annotated[Path, typer.Argument(help="A Dataset folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; its name is that of the files.")],
+) -> None:
+    """A Dataset as RecBole's atomic files: OUT/NAME.inter and NAME.item.
+
+    Example: recsys data export my-dataset exports/my-dataset
+    """
+    from recsys.dataset import Dataset
+    from recsys.recbole.atomic import write_dataset
+
+    write_dataset(Dataset.open(dataset), out)
+    typer.echo(f"{out / out.name}.inter and .item")
+
+
 @app.command()
 def evaluate(
     bundle: BundleArgument,

@@ -55,10 +55,10 @@ ONLY = {
     "accelerate": ("recsys.train",),
     "fastapi": ("recsys.serving.api", "recsys.serving.wire"),
     "uvicorn": ("recsys.serving.api",),
-    # the last two say whether there is one
+    # the last but one say whether there is one; RecBole's driver runs in its own environment
     "torch": (
         "recsys.models", "recsys.features", "recsys.train", "recsys.averaging", "recsys.checkpoint", "recsys.cli",
-        "recsys.doctor", "recsys.torchvision_cure",
+        "recsys.doctor", "recsys.torchvision_cure", "recsys.recbole.driver",
     ),
     **{
         name: ("recsys.features", "recsys.models.notellm2", "recsys.zeroshot")

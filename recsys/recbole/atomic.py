@@ -21,7 +21,7 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
     Raises DataError for an id that the format cannot hold. Runs of white space in texts become one blank.
     """
     with new_folder(folder) as target:
-        log = dataset.interactions
+        log = dataset.interactions.collect()
         columns = [_token(log, schema.USER), _token(log, schema.ITEM), _number(log, schema.WEIGHT, "rating")]
         time = schema.TIME if dataset.has_time else schema.ORDER
         _write(log, [*columns, _number(log, time, "timestamp")], target / f"{folder.name}.inter")

@@ -119,9 +119,7 @@ def _make(folder: Path, job: Job, split: Split, protocol: Protocol, python: Path
                 "settings": dict(job.settings or {}),
             },
         )
-        (target / "log.txt").write_text(
-            _call([str(python), str(DRIVER), "fit", str(place / "job.json")], cwd=place)
-        )
+        said = _call([str(python), str(DRIVER), "fit", str(place / "job.json")], cwd=place)
         result = json.loads((place / "result.json").read_text())
         lists = np.load(place / "lists.npz")
         rankings = _rankings(lists["users"], lists["lists"], asked, split)
@@ -131,6 +129,7 @@ def _make(folder: Path, job: Job, split: Split, protocol: Protocol, python: Path
             "parameters": float(result["parameters"]),
         }
         evaluation.save(target)
+        (target / "log.txt").write_text(said)
         rankings.save(target / "lists.parquet")
         write_json(target / "recbole.json", result)
 
