@@ -12,6 +12,7 @@ from recsys.cli_compare import attach_compare
 from recsys.cli_export import attach_export
 from recsys.cli_features import features_app
 from recsys.cli_recbole import attach_recbole
+from recsys.cli_tune import attach_tune
 from recsys.errors import ConfigError, RecsysError
 
 if TYPE_CHECKING:
@@ -336,6 +337,7 @@ def _bundle(given: str, tracking_uri: str | None) -> Path:
 attach_export(app, _bundle)
 attach_compare(app)
 attach_recbole(app)
+attach_tune(app)
 
 
 def main() -> None:

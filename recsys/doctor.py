@@ -16,6 +16,7 @@ _EXTRAS = {
     "onnx": "onnx onnxruntime",
     "mamba": "mamba-ssm causal-conv1d",
     "registry": "mlflow-skinny",
+    "tune": "optuna tomli-w",
     "notebooks": "nbclient nbformat ipykernel",
 }
 

@@ -35,7 +35,7 @@ def run(recipe: "Recipe", root: Path, device: str) -> None:
     from recsys.report import Report
 
     began = time.monotonic()
-    result = walk(recipe, root, device=device, **_told())
+    result = walk(recipe, root, device=device, **told())
     report = Report.load(result.report)
     if not result.made:
         out.print(f"Nothing to do: all {len(result.boxes)} boxes of {recipe.name} are up to date.")
@@ -56,7 +56,7 @@ def train(recipe: "Recipe", root: Path, device: str) -> None:
     """Fit and compare on validation alone."""
     from recsys.pipeline import train as walk
 
-    scores = walk(recipe, root, device=device, **_told())
+    scores = walk(recipe, root, device=device, **told())
     table = Table(title=f"validation {recipe.train.monitor.metric}")
     for heading in ("model", "mean over seeds", "each seed"):
         table.add_column(heading)
@@ -66,7 +66,7 @@ def train(recipe: "Recipe", root: Path, device: str) -> None:
     out.print("Chosen on validation alone: test data was not looked at.")
 
 
-def _told() -> dict[str, Callable]:
+def told() -> dict[str, Callable]:
     """Callbacks that print a line as each box begins and ends."""
     clock: dict[str, float] = {}
 

@@ -65,6 +65,9 @@ class Recipe(Config):
     """The loop."""
     select: SelectConfig = SelectConfig()
     """The choice."""
+    tune: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Search spaces of `recsys tune` by model: key -> { low, high, log } or a list of values; keys of the loop begin
+    with "train."; a model without one takes that of its kind."""
     evaluate: Protocol = Protocol()
     """The protocol of the test."""
     bundle: BundleConfig = BundleConfig()
@@ -105,7 +108,7 @@ def _unfolded(
     if base not in models or base in (*above, name):
         raise ValueError(f"models.{name}.like = {base!r}: expected another model of this recipe")
     found = _unfolded(models, base, (*above, name))
-    return _merge({"model": base} | found, table)
+    return merge({"model": base} | found, table)
 
 
 def load_recipe(
@@ -137,14 +140,15 @@ def model_tables(recipe: Recipe) -> dict[str, tuple[str, Mapping[str, Any], Trai
         overrides = settings.pop("train", {})
         if not isinstance(overrides, dict):
             raise ConfigError(f"models.{name}.train = {overrides!r}", expected="a table")
-        merged = _merge(recipe.train.model_dump(), overrides)
+        merged = merge(recipe.train.model_dump(), overrides)
         found[name] = (kind, settings, parse(TrainConfig, merged, where=f"models.{name}.train"))
     return found
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `base` with the keys of `over`; tables within tables are merged too."""
     merged = dict(base)
     for key, value in over.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if nested else value
+        merged[key] = merge(merged[key], value) if nested else value
     return merged

@@ -102,6 +102,7 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     ),
     "train.checkpoint_steps": (7, NOTHING),
     # every model is compared by the validation metric, and fitted on the parts: closed-form ones too
+    "tune": ({"ease": {"regularisation": [1.0, 2.0]}}, NOTHING),
     "train.fit_parts": (["train", "valid"], FITS | TESTS | CHOSEN),
     **every(
         "train.monitor",
@@ -180,7 +181,7 @@ def leaves(config: type[Config], prefix: str = "") -> Iterator[str]:
 
 
 def test_the_table_covers_every_key():
-    tables = {"data", "features", "models"}  # free tables: their keys are those of what they name
+    tables = {"data", "features", "models", "tune"}  # free tables: their keys are those of what they name
     wanted = {key for key in leaves(Recipe) if key not in tables}
     wanted |= {"data.kind", "data.path", "features.text.kind", "models.popularity.model"}
     wanted |= {f"features.text.{key}" for key in leaves(HashTextConfig)}
