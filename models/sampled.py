@@ -1,5 +1,6 @@
 """Losses over a sample of the catalogue, the same items for every position and width of a step."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,9 @@ def gbce(
     -(beta log s(+) + sum log(1 - s(-))), beta = a (t (1 - 1/a) + 1/a), a = N / (catalogue - 1): the positive's
     probability is calibrated from that of plain BCE (t = 0) to that of a full softmax (t = 1). labels_P, drawn_N: rows
     of the scores' items. A negative that is the position's label does not count.
+
+    Departure: scores enter less log N, so that a hit is as rare as one in N from the first step on. A constant changes
+    neither order nor optimum; without it the first epochs are spent on learning how rare a hit is.
     """
     x_PD, items_ID, bias_I, scales_K, repeats = scores
     positive_PD, negative_ND = items_ID[labels_P], items_ID[drawn_N]
@@ -60,6 +64,7 @@ def gbce(
     again_P, again_PN = _repeated(labels_P, drawn_N, repeats)
     rate = len(drawn_N) / max(catalogue - 1, 1)
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)
+    own_P, base_PN = own_P - math.log(len(drawn_N)), base_PN - math.log(len(drawn_N))
     dot_P, dot_PN, losses = 0.0, 0.0, []
     for k, (a, b) in enumerate(increments(widths.widths)):
         dot_P = dot_P + (x_PD[:, a:b] * positive_PD[:, a:b]).sum(1)

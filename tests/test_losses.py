@@ -146,7 +146,8 @@ def test_gbce_by_hand(t, repeats):
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)
     assert beta == pytest.approx({0.0: 1.0, 0.75: 0.25 + 0.75 * rate, 1.0: rate}[t])
     total = 0.0
-    for logits, weight in zip(plain_logits(scores), (0.5, 0.3, 0.2), strict=True):
+    for shown, weight in zip(plain_logits(scores), (0.5, 0.3, 0.2), strict=True):
+        logits = shown - np.log(4)  # as rare as one in so many
         for position, label in enumerate(labels.tolist()):
             negatives = [logits[position, item] for item in drawn.tolist() if item != label]
             own = beta * torch.log(torch.sigmoid(logits[position, label]))

@@ -212,7 +212,7 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
                 "id_dropout": 0.0,
                 "batch_size": 8,
             },
-            "train": {"epochs": 40, "lr": 1e-2},  # it first learns how rare a hit is, then which
+            "train": _LONGER,
             "claims": ("order",),
             "order_matters": True,
         },
