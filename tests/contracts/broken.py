@@ -240,6 +240,7 @@ BROKEN: dict[Callable[[Case], None], tuple[Case, ...]] = {
         _fmrlrec(ScoresTheWindow),
     ),
     item_checks.cold_items_get_finite_scores: (_popularity(ColdItemsAreNaN), _fmrlrec(ColdItemsAreOne)),
+    item_checks.content_that_is_not_asked_for_does_not_matter: (_popularity(ForgetsTheMask),),
     item_checks.encode_items_is_pure: (_fmrlrec(LearnsFromNewItems), _fmrlrec(ZeroForAbsent)),
     item_checks.encode_items_one_by_one: (_fmrlrec(NormalisesTheBatch),),
     item_checks.encode_items_without_content: (_fmrlrec(ZeroForAbsent),),

@@ -20,6 +20,16 @@ def cold_items_get_finite_scores(case: Case) -> None:
         assert (np.ptp(scores[asked], axis=1) > 0).all(), "all cold items score the same"
 
 
+def content_that_is_not_asked_for_does_not_matter(case: Case) -> None:
+    """Without tables in its settings a model is the same whatever the tables hold."""
+    place = world("hidden")
+    order = np.random.default_rng(7).permutation(place.split.num_items)
+    text = place.tables["item", "text"]
+    dealt = place.tables | {("item", "text"): Dense(text.values_EF[order], text.present_E[order])}
+    other = case.fit(place.context(tables=dealt))[0]
+    assert state_bytes(other) == state_bytes(case.fitted()), "shuffled content reached a model without tables"
+
+
 def encode_items_is_pure(case: Case) -> None:
     """New items change nothing: neither the state, nor the vectors that exist."""
     model, place = case.fitted(), world("hidden")

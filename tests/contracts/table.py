@@ -24,6 +24,10 @@ def not_inductive(case: Case) -> str | None:
     return None if case.inductive else "cannot encode new items"
 
 
+def uses_content(case: Case) -> str | None:
+    return "uses content" if getattr(case.config, "tables", ()) else None
+
+
 def order_matters(case: Case) -> str | None:
     return "initial weights follow the index" if case.order_matters else None
 
@@ -50,6 +54,7 @@ CHECKS: dict[Callable[[Case], None], Excuse] = {
     score_checks.widths_are_nested: one_width,
     score_checks.serving_form_scores_equal: never,
     item_checks.cold_items_get_finite_scores: never,
+    item_checks.content_that_is_not_asked_for_does_not_matter: uses_content,
     item_checks.encode_items_is_pure: not_inductive,
     item_checks.encode_items_one_by_one: not_inductive,
     item_checks.encode_items_without_content: not_inductive,
