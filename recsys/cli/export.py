@@ -64,10 +64,10 @@ def attach_export(app: typer.Typer, folder_of: Callable[[str, str | None], Path]
         formats = ("bundle", "int8", "vectors", "onnx")
         if format_ not in formats:
             raise ConfigError(f"--format {format_!r}", expected=" or ".join(formats))
-        from recsys import present_export
+        from recsys.present import export as present
 
-        chosen = present_export.Chosen(folder_of(bundle, tracking_uri), width, format_, out)
+        chosen = present.Chosen(folder_of(bundle, tracking_uri), width, format_, out)
         if split is None:
-            present_export.export(chosen)
+            present.export(chosen)
         else:
-            present_export.export_and_judge(chosen, split, part, pool, runs)
+            present.export_and_judge(chosen, split, part, pool, runs)

@@ -49,8 +49,8 @@ def attach_recbole(app: typer.Typer) -> None:
 
           recsys recbole SASRec --data my-dataset --split 1a2b3c --set epochs=20 --protocol mask=off
         """
-        from recsys import present_recbole
         from recsys.config import override, parse
+        from recsys.present.recbole import recbole as present
         from recsys.protocol import Protocol
         from recsys.recbole.run import Job
 
@@ -60,4 +60,4 @@ def attach_recbole(app: typer.Typer) -> None:
             raise ConfigError(
                 "--set seed, topk and data_path are ours to say", fix="use --seed and --protocol ks=[...]"
             )
-        present_recbole.recbole(job, data, split, rules, out, track, tracking_uri)
+        present(job, data, split, rules, out, track, tracking_uri)

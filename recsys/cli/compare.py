@@ -34,6 +34,6 @@ def attach_compare(app: typer.Typer) -> None:
 
           recsys compare runs/fmrlrec-amazon runs/baselines-beauty --metric hr_at_10 --out beauty
         """
-        from recsys import present_compare
+        from recsys.present.compare import compare as present
 
-        present_compare.compare(runs, metric, out, timing)
+        present(runs, metric, out, timing)

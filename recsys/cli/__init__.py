@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recsys.cli_compare import attach_compare
-from recsys.cli_export import attach_export
-from recsys.cli_features import features_app
-from recsys.cli_recbole import attach_recbole
-from recsys.cli_tune import attach_tune
+from recsys.cli.compare import attach_compare
+from recsys.cli.export import attach_export
+from recsys.cli.features import features_app
+from recsys.cli.recbole import attach_recbole
+from recsys.cli.tune import attach_tune
 from recsys.errors import ConfigError, RecsysError
 
 if TYPE_CHECKING:

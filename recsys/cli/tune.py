@@ -40,11 +40,11 @@ def attach_tune(app: typer.Typer) -> None:
 
           recsys tune baselines-beauty --models ease,itemknn --trials 30
         """
-        from recsys import present_tune
+        from recsys.present.tune import tune as present
         from recsys.recipe import load_recipe
 
         chosen = load_recipe(recipe, set_, data=None if data is None else str(data))
         names = () if models is None else tuple(name.strip() for name in models.split(","))
         if "" in names:
             raise ConfigError(f"--models {models!r}", expected="names separated by commas")
-        present_tune.tune(chosen, out, trials, names)
+        present(chosen, out, trials, names)

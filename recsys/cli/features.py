@@ -78,9 +78,9 @@ def extract(
             asked[f"{prefix}text"]["template"] = template
     if metadata:
         asked[f"{prefix}metadata"] = {"kind": "metadata", "fit_on": fit_on}
-    from recsys import present_features
+    from recsys.present import features
 
-    present_features.extract(dataset, asked, set_ or [], entity, split, out, engine, workers)
+    features.extract(dataset, asked, set_ or [], entity, split, out, engine, workers)
 
 
 @features_app.command("show")
@@ -104,9 +104,9 @@ def show(
 
       recsys features show my-dataset-features/image --dataset my-dataset --item 0108775015 -k 5
     """
-    from recsys import present_features
+    from recsys.present import features
 
-    present_features.show(table, item, k, dataset, near)
+    features.show(table, item, k, dataset, near)
 
 
 def _one_of(option: str, given: str, legal: tuple[str, ...]) -> None:
