@@ -234,6 +234,7 @@ BROKEN: dict[Callable[[Case], None], tuple[Case, ...]] = {
     score_checks.unknown_users_are_scored: (_itemknn(TakesNobodyForTheLastUser), _itemknn(FailsForNobody)),
     score_checks.illegal_widths_are_refused: (_popularity(AcceptsAnyWidth),),
     score_checks.widths_are_nested: (_fmrlrec(IgnoresTheWidth), _fmrlrec(UnnestedVectors)),
+    score_checks.scores_survive_a_bundle: (_itemknn(FormWithoutPrior),),
     score_checks.serving_form_scores_equal: (
         _itemknn(FormWithoutPrior),
         _fmrlrec(FormWithRoundedVectors),

@@ -1,14 +1,20 @@
 """Checks of scoring: candidates, batches, unknown users, widths, serving form."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 from contracts.cases import Case, queries_of, score_of
 from contracts.worlds import world
+from serving_case import content_of
 
+from recsys.bundle import Bundle, write_bundle
 from recsys.errors import ModelError
 from recsys.models.base import Model
 from recsys.schema import Queries
+from recsys.serving.engine import Query, RankingEngine
 from recsys.serving.forms import Program, open_form
 
 
@@ -116,6 +122,23 @@ def serving_form_scores_equal(case: Case) -> None:
     for candidates in (None, *candidate_lists(queries, place.split.num_items)):
         for width in model.widths or (None,):
             _equal(model, program, queries, candidates, width)
+
+
+def scores_survive_a_bundle(case: Case) -> None:
+    """Written to files, verified, opened: the program scores as the model does, and the engine answers anybody."""
+    model, place = case.fitted("order"), world("order")
+    queries = queries_of(place)
+    items = place.split.item_ids.to_frame("item_id").with_columns(title=pl.lit("a title"))
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = write_bundle(Path(folder) / "bundle", content_of(case.name, model, place.split, items))
+        opened = Bundle.open(bundle.path)
+        for width in model.widths or (None,):
+            found = np.asarray(opened.scorer().score(queries, None, width), np.float64)
+            close(found, score_of(model, queries, width=width), 1e-5, f"from a bundle at width {width}")
+        engine = RankingEngine(opened)
+        known, item = place.split.user_ids[3], place.split.item_ids[5]
+        for query in (Query(user_id=known), Query(user_id=10**9), Query(history=(item,)), Query()):
+            assert len(engine.recommend(query, 5).items) == 5, f"no list for {query}"
 
 
 def _equal(model: Model, program: Program, queries: Queries, candidates, width: int | None) -> None:

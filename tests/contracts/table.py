@@ -53,6 +53,7 @@ CHECKS: dict[Callable[[Case], None], Excuse] = {
     score_checks.illegal_widths_are_refused: never,
     score_checks.widths_are_nested: one_width,
     score_checks.serving_form_scores_equal: never,
+    score_checks.scores_survive_a_bundle: never,
     item_checks.cold_items_get_finite_scores: never,
     item_checks.content_that_is_not_asked_for_does_not_matter: uses_content,
     item_checks.encode_items_is_pure: not_inductive,
