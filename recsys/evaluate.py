@@ -40,7 +40,7 @@ class Evaluation:
     """The result of one evaluation.
 
     values: key -> {value, low, high, n} (n queries behind it; the interval is a 95 % user bootstrap). per_query:
-    query_id, user and the headline metrics of every query. facts: split, protocol, counts.
+    query_id, user and all metrics of every query, NaN where it has no target in a slice. facts: split, protocol, counts.
     """
 
     values: dict[str, dict[str, float | None]]
@@ -326,7 +326,7 @@ def _result(
     for key, value in lists.items():
         values[str(key)] = {"value": value, "low": None, "high": None, "n": len(asked)}
     facts["empty_slices"] = sorted(set(empty))
-    columns = {str(key): measured[key] for key in keys if key.slice is None}
+    columns = {str(key): measured[key] for key, count in zip(keys, counts_M, strict=True) if count}
     per_query = pl.DataFrame({"query_id": asked.query_id_Q, "user": asked.queries.user_Q} | columns)
     return Evaluation(values, per_query, facts)
 

@@ -174,6 +174,7 @@ def _test(line: Line, recipe: Recipe, fit: fitting.Fit, split: Box, tables: Mapp
         lambda box: steps.make_test(box, recipe.evaluate, fit, split, tables),
         recipe.evaluate.model_dump(mode="json") | {"fit_parts": fit.job.train.fit_parts},
         {"fit": fit.box, "split": split} | tables,
+        version=2,
     )
 
 
