@@ -26,7 +26,8 @@ def attach_compare(app: typer.Typer) -> None:
     ) -> None:
         """All models of these runs: intervals, tests of every pair, slices, costs.
 
-        Runs have to share data, split and protocol. What was measured is read, nothing is looked at again.
+        Runs have to share data, split and protocol. What was measured is read;
+        nothing is looked at again.
 
         Examples:
 

@@ -41,7 +41,8 @@ def attach_recbole(app: typer.Typer) -> None:
     ) -> None:
         """Train a RecBole model on our split and judge its lists by our metrics, beside its own.
 
-        It runs in an environment of its own, made once (some minutes, 1.6 GB); Python 3.11 or older.
+        It runs in an environment of its own, made once (some minutes, 1.6 GB),
+        with Python 3.11 or older.
 
         Examples:
 
