@@ -40,7 +40,8 @@ class Evaluation:
     """The result of one evaluation.
 
     values: key -> {value, low, high, n} (n queries behind it; the interval is a 95 % user bootstrap). per_query:
-    query_id, user and all metrics of every query, NaN where it has no target in a slice. facts: split, protocol, counts.
+    query_id, user and all metrics of every query, NaN where it has no target in a slice. facts: split, protocol,
+    counts.
     """
 
     values: dict[str, dict[str, float | None]]
