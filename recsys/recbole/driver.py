@@ -37,7 +37,13 @@ def prepared(job):
         "ITEM_ID_FIELD": "item_id",
         "TIME_FIELD": "timestamp",
         "MAX_ITEM_LIST_LENGTH": job["window"],
-        "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full"},
+        # the parts are given, so that only the mode counts; sequence models insist on time order all the same
+        "eval_args": {
+            "split": {"RS": [0.8, 0.1, 0.1]},
+            "order": "TO" if job["sequential"] else "RO",
+            "group_by": "user",
+            "mode": "full",
+        },
         "metrics": ["Hit", "NDCG", "Recall", "MRR"],
         "topk": job["ks"],
         "valid_metric": f"NDCG@{job['ks'][0]}",
