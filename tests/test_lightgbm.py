@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from contracts.worlds import world
+from scipy.stats import spearmanr
 from test_baselines import context
 
 from recsys.boosted import Pairs
 from recsys.models.baselines.lightgbm import LightGBM, LightGBMConfig
-from recsys.schema import Ragged
+from recsys.schema import Queries, Ragged
 
 
 def test_features_of_pairs_by_hand():
@@ -32,8 +33,7 @@ def test_features_of_pairs_by_hand():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_pair_is_left_out_of_its_own_features():
-    """An item that one user took once: as a positive it counts nobody, and the user's history is without it."""
+def test_a_pair_is_left_out_of_the_history_it_is_compared_with():
     place = world("content")
     model = LightGBM(LightGBMConfig(tables=("about", "text"), negatives=3, rounds=1))
     model.fit(place.context())
@@ -44,8 +44,8 @@ def test_a_pair_is_left_out_of_its_own_features():
     assert len(positive) == len(log) and len(labels) < 4 * len(
         log
     )  # drawn items that the user took are left out
-    np.testing.assert_allclose(np.expm1(shown[positive, 0]), activity[log.user_N] - 1, rtol=1e-5)
-    np.testing.assert_allclose(np.expm1(shown[positive, 2]), counts[log.item_N] - 1, rtol=1e-5)
+    np.testing.assert_allclose(np.expm1(shown[positive, 0]), activity[log.user_N], rtol=1e-5)
+    np.testing.assert_allclose(np.expm1(shown[positive, 2]), counts[log.item_N], rtol=1e-5)
     text = place.tables["item", "text"]
     rows = text.values_EF - text.values_EF[counts > 0].mean(axis=0)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -54,6 +54,21 @@ def test_a_pair_is_left_out_of_its_own_features():
         total = rows[others].sum(axis=0)
         cosine = rows[log.item_N[row]] @ total / np.linalg.norm(total)
         assert shown[positive[row], -1] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_without_fields_the_trees_find_popularity():
+    """Every item has a count of its own: what tells an interaction from a drawn item may be nothing but how many."""
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, 61)
+    rows = [
+        rng.choice(60, size=int(rng.integers(5, 15)), replace=False, p=weights / weights.sum()).tolist()
+        for _ in range(300)
+    ]
+    ctx = context(rows, 60)
+    model = LightGBM(LightGBMConfig(rounds=50))
+    model.fit(ctx)
+    (scores,) = model.score(Queries.of([[]]))
+    assert spearmanr(scores, ctx.train.item_counts()).statistic > 0.95
 
 
 def test_what_a_user_took_is_no_negative():

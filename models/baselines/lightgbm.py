@@ -52,12 +52,12 @@ class LightGBM(Model[LightGBMConfig]):
     """Trees over the fields of both sides, how often user and item occur in training, and by table how close the item
     comes to what the user took.
 
-    A pair's own interaction is left out of its features, or they would tell the answer. Full rankings ask for every
-    pair: minutes where a dot product takes seconds.
+    Full rankings ask for every pair: minutes where a dot product takes seconds.
     """
 
     Config = LightGBMConfig
     scores_cold_items = True
+    version = 2
 
     def fit(self, ctx: FitContext) -> None:
         config, log = self.config, ctx.train
@@ -87,10 +87,11 @@ class LightGBM(Model[LightGBMConfig]):
         self.arrays = arrays | {"trees": np.frombuffer(text.encode(), np.uint8)}
 
     def _examples(self, log: Log, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """(features [N, F], 1 for an interaction and 0 for a drawn item [N]). Every interaction is looked at as if it
-        were still to come: the counts and the history are without it."""
+        """(features [N, F], 1 for an interaction and 0 for a drawn item [N]). The history is without the interaction in
+        question, for it and for the items drawn beside it. Counts are left as they are: less one for the interaction
+        alone, they would tell it from the drawn, as many items have a count of their own."""
         rng = np.random.default_rng(self.config.seed)
-        activity_U, counts_I = np.diff(log.indptr_U1), log.item_counts()
+        counts_I = log.item_counts()
         rows_Q = np.sort(rng.permutation(len(log))[: self.config.interactions])
         items_QC = rng.choice(np.flatnonzero(counts_I), (len(rows_Q), 1 + self.config.negatives))
         items_QC[:, 0] = log.item_N[rows_Q]
@@ -108,8 +109,6 @@ class LightGBM(Model[LightGBMConfig]):
                 )
             ]
             block_QCF = pairs.features(user_Q, totals, own_QC)
-            block_QCF[..., 0] = np.log1p(activity_U[user_Q] - 1)[:, None]
-            block_QCF[:, 0, pairs.users_UF.shape[1]] = np.log1p(counts_I[own_QC[:, 0]] - 1)
             blocks.append(block_QCF[keep_QC[here]].astype(np.float32))
         labels_QC = np.zeros(items_QC.shape)
         labels_QC[:, 0] = 1
