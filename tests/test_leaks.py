@@ -14,6 +14,7 @@ from recsys import fitting
 from recsys.boxes import Box
 from recsys.dataset import Dataset
 from recsys.features.extract import extract
+from recsys.fields import Categorical, Fields
 from recsys.registry import MODELS
 from recsys.splits import Split, SplitConfig, make_split
 from recsys.train import fit
@@ -70,11 +71,15 @@ def fitted_bytes(split: Split, case: Case, table_box: Box, fit_parts: tuple[str,
     job = fitting.Job(case.name, case.name, case.config, config, 0, "cpu")
     tables = {name: table_box for name in fitting.tables_of(case.config)}
     ctx = fitting.context(split, job, tables, validates=False)
+    group_U = split.user_ids.to_numpy() % 4 + 1
+    about = Fields({"group": Categorical(group_U, np.ones(len(group_U), bool), 5)})
+    ctx = replace(ctx, tables=ctx.tables | {("user", "about"): about})
     model = case.fresh
     fit(model, ctx, config)
     state = state_bytes(model)
     state["counts"] = ctx.train.item_counts().tobytes()
-    for (_, name), table in ctx.tables.items():
+    for name in tables:
+        table = ctx.tables["item", name]
         state[f"table {name}"] = table.values_EF.tobytes(), table.present_E.tobytes()
     return state
 
