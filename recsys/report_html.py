@@ -16,7 +16,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 tr.selected td { font-weight: 600; } small { color: GrayText; display: block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
-dd { margin: 0; overflow-wrap: anywhere; } svg { width: 40rem; max-width: none; height: auto; }
+dd { margin: 0; overflow-wrap: anywhere; } svg { width: clamp(30rem, 100%, 40rem); height: auto; }
 summary { cursor: pointer; margin: 1rem 0; }
 """
 
