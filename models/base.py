@@ -56,6 +56,7 @@ class FitContext:
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+ResultT = TypeVar("ResultT")
 
 
 class Model(ABC, Generic[ConfigT]):
@@ -129,6 +130,21 @@ class LoopedModel(Model[ConfigT]):
     @abstractmethod
     def steps_per_epoch(self, world: int = 1) -> int:
         """Length of `batches`."""
+
+    def once(self, make: Callable[[], ResultT]) -> ResultT:
+        """What `make` gives for the weights as they are: made again only where a weight has another value.
+
+        Scoring goes batch by batch, and what it reads of the weights is the same for all of them. Values are compared
+        rather than torch's counters of writes, which the fused optimiser leaves alone.
+        """
+        weights = list(self.module.parameters())
+        kept, made = getattr(self, "_made", ([], None))
+        if len(kept) != len(weights) or not all(
+            old.equal(new) for old, new in zip(kept, weights, strict=True)
+        ):
+            made = make()
+            self._made = [value.detach().clone() for value in weights], made
+        return made
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups; `lr_scale` of a group multiplies the loop's learning rate.

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from recsys.config import Config
 from recsys.models.base import FitContext, LoopedModel
 from recsys.models.batching import batches_of_rows, steps
 from recsys.models.layers import ascending
@@ -42,6 +43,7 @@ class PairsConfig(ObjectiveConfig):
 
 
 ConfigT = TypeVar("ConfigT", bound=PairsConfig)
+LoopT = TypeVar("LoopT", bound=Config)
 
 
 class PairsModule(nn.Module):
@@ -74,23 +76,13 @@ class PairsModule(nn.Module):
         return self.objective(scores, columns)
 
 
-class PairsModel(VectorModel[ConfigT], LoopedModel[ConfigT]):
-    """A known user asks with the vector learnt for it, any other with the mean vector of its history's items, and one
-    without a history with the mean of all users."""
+class PairBatches(LoopedModel[LoopT]):
+    """Batches of user-item pairs, for models whose config has a `batch_size`."""
 
-    Config = PairsConfig
-    Module: type[PairsModule] = PairsModule
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return self.config.widths
-
-    def setup(self, ctx: FitContext) -> None:
+    def take_pairs(self, ctx: FitContext) -> None:
+        """The pairs of the context; one counts once, however often it occurs."""
         log = ctx.train
-        self.module = self.Module(self.config, log)
-        self.known_U = np.diff(log.indptr_U1) > 0
         self.seed = ctx.seed
-        # a pair counts once, however often it occurs
         self.pairs_N2 = np.unique(np.stack([log.user_N, log.item_N], axis=1), axis=0)
 
     def steps_per_epoch(self, world: int = 1) -> int:
@@ -102,11 +94,25 @@ class PairsModel(VectorModel[ConfigT], LoopedModel[ConfigT]):
             user_P, item_P = torch.from_numpy(self.pairs_N2[taken]).T
             yield {"user_P": user_P, "item_P": item_P}
 
+
+class PairsModel(VectorModel[ConfigT], PairBatches[ConfigT]):
+    """A known user asks with the vector learnt for it, any other with the mean vector of its history's items, and one
+    without a history with the mean of all users."""
+
+    Config = PairsConfig
+    Module: type[PairsModule] = PairsModule
+
     @property
+    def widths(self) -> tuple[int, ...]:
+        return self.config.widths
+
+    def setup(self, ctx: FitContext) -> None:
+        self.module = self.Module(self.config, ctx.train)
+        self.known_U = np.diff(ctx.train.indptr_U1) > 0
+        self.take_pairs(ctx)
+
     @torch.inference_mode()
-    def vectors(self) -> Vectors:
-        if not hasattr(self, "module"):
-            return self.loaded
+    def learnt(self) -> Vectors:
         self.module.eval()
         users_UD, items_ID = (value.cpu().numpy() for value in self.module.vectors())
         mean_D = users_UD[self.known_U].mean(axis=0) if self.known_U.any() else np.zeros_like(items_ID[0])

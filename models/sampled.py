@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from recsys.models.layers import increments
 from recsys.models.losses import Repeats, Scores, Widths, nested_softmax
+from recsys.models.pairwise import label_repeats, logits_by_width, over_widths
 
 
 class Sample(NamedTuple):
@@ -57,35 +57,26 @@ def gbce(
     Departure: scores enter less log N, so that a hit is as rare as one in N from the first step on. A constant changes
     neither order nor optimum; without it the first epochs are spent on learning how rare a hit is.
     """
-    x_PD, items_ID, bias_I, scales_K, repeats = scores
-    positive_PD, negative_ND = items_ID[labels_P], items_ID[drawn_N]
-    own_P, base_N = bias_I[labels_P], bias_I[drawn_N]
-    base_PN = base_N.expand(len(x_PD), -1).masked_fill(drawn_N == labels_P[:, None], -torch.inf)
-    again_P, again_PN = _repeated(labels_P, drawn_N, repeats)
+    negative_ND, shift = scores.items_ID[drawn_N], math.log(len(drawn_N))
+    own_P, base_N = scores.bias_I[labels_P] - shift, scores.bias_I[drawn_N] - shift
+    base_PN = base_N.expand(len(labels_P), -1).masked_fill(drawn_N == labels_P[:, None], -torch.inf)
+    again = label_repeats(labels_P, scores.repeats), _repeated(len(labels_P), drawn_N, scores.repeats)
     rate = len(drawn_N) / max(catalogue - 1, 1)
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)
-    own_P, base_PN = own_P - math.log(len(drawn_N)), base_PN - math.log(len(drawn_N))
-    dot_P, dot_PN, losses = 0.0, 0.0, []
-    for k, (a, b) in enumerate(increments(widths.widths)):
-        dot_P = dot_P + (x_PD[:, a:b] * positive_PD[:, a:b]).sum(1)
-        dot_PN = dot_PN + x_PD[:, a:b] @ negative_ND[:, a:b].T
-        if k == len(widths.widths) - 1:  # what a past adds is learnt at the full width alone (see Repeats)
-            own, others = again_P, again_PN
-        else:
-            own, others = again_P.detach(), again_PN.detach()
-        own, others = own + own_P + scales_K[k] * dot_P, others + base_PN + scales_K[k] * dot_PN
-        losses.append(-(beta * F.logsigmoid(own) + F.logsigmoid(-others).sum(1)).mean())
-    per_width = torch.stack(losses)
-    return (x_PD.new_tensor(widths.weights) * per_width).sum(), per_width.detach()
+
+    def dots(x_PD: torch.Tensor, a: int, b: int) -> torch.Tensor:
+        return x_PD @ negative_ND[:, a:b].T
+
+    losses = [
+        -(beta * F.logsigmoid(own_P) + F.logsigmoid(-others_PN).sum(1)).mean()
+        for own_P, others_PN in logits_by_width(scores, labels_P, dots, (own_P, base_PN), again, widths)
+    ]
+    return over_widths(losses, widths)
 
 
-def _repeated(
-    labels_P: torch.Tensor, drawn_N: torch.Tensor, repeats: Repeats
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a position's past adds to its label [P] and to the drawn columns [P, N]."""
+def _repeated(positions: int, drawn_N: torch.Tensor, repeats: Repeats) -> torch.Tensor:
+    """[P, N] what a position's past adds to the drawn columns."""
     rows_R, items_R, values_R = repeats
-    again = items_R == labels_P[rows_R]
-    label_P = values_R.new_zeros(len(labels_P)).index_add(0, rows_R[again], values_R[again])
     order_N = torch.argsort(drawn_N)
     sorted_N = drawn_N[order_N]
     # an item may be drawn several times: each of its columns gets the value
@@ -94,5 +85,5 @@ def _repeated(
     which = torch.repeat_interleave(torch.arange(len(items_R), device=items_R.device), spans_R)
     starts = torch.repeat_interleave(spans_R.cumsum(0) - spans_R, spans_R)
     columns = order_N[first_R[which] + torch.arange(len(which), device=which.device) - starts]
-    cells_PN = values_R.new_zeros(len(labels_P), len(drawn_N))
-    return label_P, cells_PN.index_put((rows_R[which], columns), values_R[which], accumulate=True)
+    cells_PN = values_R.new_zeros(positions, len(drawn_N))
+    return cells_PN.index_put((rows_R[which], columns), values_R[which], accumulate=True)

@@ -23,7 +23,7 @@ class VectorModel(Model[ConfigT]):
     """score = profile of the query . item vector + bias.
 
     shared: histories are read with the item vectors themselves. profile_settings: of `Profile`, where not its own.
-    loaded: what a closed form found, or the state that a model comes from; models with a module override `vectors`.
+    loaded: what a closed form found, or the state that a model comes from. Looped models say what they have `learnt`.
     """
 
     shared: ClassVar[bool] = True
@@ -36,7 +36,7 @@ class VectorModel(Model[ConfigT]):
     @property
     def vectors(self) -> Vectors:
         """As they stand now."""
-        return self.loaded
+        return self.once(self.learnt) if hasattr(self, "module") else self.loaded
 
     def item_vectors(self, width: int | None = None) -> np.ndarray:
         return self.vectors.items_ID[:, : legal_width(width, self.widths)]

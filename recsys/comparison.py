@@ -44,7 +44,7 @@ class Comparison:
     contenders: Mapping[str, Any]
     pairs: Sequence[Mapping[str, Any]]
     ranks: Mapping[str, float]
-    critical: float | None
+    critical: float
     facts: Mapping[str, Any]
 
     def slices(self) -> list[str]:

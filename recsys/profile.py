@@ -11,8 +11,6 @@ import numpy as np
 
 from recsys.schema import Form, Queries
 
-Scaling = Literal["sum", "mean", "root"]
-
 
 @dataclass(frozen=True)
 class Profile:
@@ -29,7 +27,7 @@ class Profile:
     known_U: np.ndarray | None = None
     offset_D: np.ndarray | None = None
     half_life: float | None = None
-    scaling: Scaling = "mean"
+    scaling: Literal["mean", "root"] = "mean"
     activation: Literal["none", "sigmoid"] = "none"
 
     def vectors(self, queries: Queries) -> np.ndarray:
@@ -53,9 +51,8 @@ class Profile:
         if len(rows_R):
             starts = (np.cumsum(lengths_Q) - lengths_Q)[full_Q]
             total_QD[full_Q] = np.add.reduceat(weights_R[:, None] * self.inputs_ID[items_R], starts)
-        if self.scaling != "sum":
-            weight_Q = np.maximum(np.bincount(rows_R, weights_R, len(queries)), 1e-12)
-            total_QD /= (weight_Q if self.scaling == "mean" else np.sqrt(weight_Q))[:, None]
+        weight_Q = np.maximum(np.bincount(rows_R, weights_R, len(queries)), 1e-12)
+        total_QD /= (weight_Q if self.scaling == "mean" else np.sqrt(weight_Q))[:, None]
         if self.offset_D is not None:
             total_QD += self.offset_D
         if self.activation == "sigmoid":

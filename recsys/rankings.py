@@ -12,7 +12,7 @@ from recsys.candidates import Candidates, lists_by_query, sorted_lists
 from recsys.errors import EvaluationError
 from recsys.evaluate import Evaluation, Ranked, Scorer, evaluation_of, rank_all
 from recsys.protocol import Protocol
-from recsys.splits import Split
+from recsys.splits import EvalQueries, Split
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,12 @@ class Rankings:
         """The first `depth` items of every query under the protocol's masking; fit_parts as in `evaluate`."""
         asked = split.queries(part)
         train = split.fit_log(fit_parts).sequences
-        lists_QK = rank_all(scorer, asked, protocol, train, None, None, None, list_depth=depth).lists_QK
+        ranked = rank_all(scorer, asked, protocol, train, None, None, None, list_depth=depth)
+        return cls.of_lists(ranked.lists_QK, asked, split)
+
+    @classmethod
+    def of_lists(cls, lists_QK: np.ndarray, asked: EvalQueries, split: Split) -> "Rankings":
+        """From item indices of every query, best first; -1 pads."""
         rows, places = np.nonzero(lists_QK >= 0)
         return cls(
             pl.DataFrame(

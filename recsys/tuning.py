@@ -14,7 +14,7 @@ from recsys.boxes import Box
 from recsys.config import parse
 from recsys.errors import ConfigError, TrainingError, nearest, require
 from recsys.files import digest, locked
-from recsys.fitting import Job, context, model_config
+from recsys.fitting import Job, context, model_config, tables_of
 from recsys.models.base import Model
 from recsys.pipeline import plan
 from recsys.recipe import Recipe, merge, model_tables
@@ -94,8 +94,8 @@ class _Search:
         self.folder = root / "tune"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.tables = model_tables(recipe)
-        # another data set, split, loop or base setting is another search
-        rest = recipe.model_dump(mode="json", include={"data", "features", "models", "train", "seeds"})
+        # another data set, table, split or seed is another search; so are a model's own other settings (see run)
+        rest = recipe.model_dump(mode="json", include={"data", "features", "seeds"})
         self.key = digest(rest | {"split": split.id})
         self.tracking = self.parent = None
         if recipe.track.enabled:
@@ -112,9 +112,11 @@ class _Search:
         shown = {
             key: value.model_dump() if isinstance(value, Range) else value for key, value in space.items()
         }
+        kind, base, train = self.tables[name]
+        own = [kind, base, train.model_dump(mode="json"), shown]
         study = optuna.create_study(
             storage=storage,
-            study_name=f"{name}-{digest([self.key, name, shown])[:12]}",
+            study_name=f"{name}-{digest([self.key, own])[:12]}",
             sampler=optuna.samplers.TPESampler(seed=seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
             direction="maximize",
@@ -142,7 +144,7 @@ class _Search:
         settings = {key: _suggest(trial, key, where) for key, where in space.items()}
         trial.set_user_attr("settings", json.dumps(settings))
         job = self._job(name, settings)
-        ctx = context(self.split, job, {table: self.features[table] for table in self.features})
+        ctx = context(self.split, job, {table: self.features[table] for table in tables_of(job.config)})
         model = load_class(job.kind, MODELS, Model)(job.config)
         started, seen, state = time.monotonic(), [], "failed"
 
@@ -164,7 +166,7 @@ class _Search:
             logger.info(
                 "    %s trial %d: %.4f (%s, %.1f s) %s", name, trial.number, best, state, seconds, settings
             )
-            self._track(name, trial.number, settings, best, state, seconds)
+            self._track(trial, name, settings, best, state, seconds)
         return best
 
     def _job(self, name: str, settings: Mapping[str, Any]) -> Job:
@@ -186,13 +188,13 @@ class _Search:
         )
 
     def _track(
-        self, name: str, number: int, settings: Mapping[str, Any], value: float, state: str, seconds: float
+        self, trial: Any, name: str, settings: Mapping[str, Any], value: float, state: str, seconds: float
     ) -> None:
         if self.tracking is None:
             return
-        key = digest([self.key, name, number])
+        key = digest([trial.study.study_name, trial.number])
         run_id = self.tracking.ensure_run(
-            key, f"{name}-trial-{number}", {"model": name} | settings, parent=self.parent
+            key, f"{name}-trial-{trial.number}", {"model": name} | settings, parent=self.parent
         )
         metrics = {"seconds": seconds} | ({"valid": value} if np.isfinite(value) else {})
         self.tracking.log_metrics(run_id, metrics)

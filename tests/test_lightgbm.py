@@ -39,7 +39,7 @@ def test_a_pair_is_left_out_of_the_history_it_is_compared_with():
     model.fit(place.context())
     log = place.split.fit_log()
     counts, activity = log.item_counts(), np.diff(log.indptr_U1)
-    shown, labels = model._examples(log, Pairs(model.arrays))
+    shown, labels = model._examples(log, model.pairs)
     positive = np.flatnonzero(labels)
     assert len(positive) == len(log) and len(labels) < 4 * len(
         log

@@ -72,3 +72,27 @@ def test_who_asks_with_what():
     np.testing.assert_allclose(vectors[2:], [profile.users_UD[trained].mean(axis=0)] * 2, rtol=1e-5)
     cold = ctx.train.item_counts() == 0
     assert cold.any() and not items[cold].any() and not bias[cold].any()
+
+
+def test_vectors_are_made_once_for_weights_as_they_are(monkeypatch):
+    """A step of the optimiser, a loaded state, a value written in place: each makes them again."""
+    model = LightGCN(LightGCNConfig(widths=(4,)))
+    ctx = world("content").context()
+    fit(model, ctx, TrainConfig(epochs=1))
+    calls = []
+    vectors = type(model.module).vectors
+    monkeypatch.setattr(type(model.module), "vectors", lambda module: calls.append(1) or vectors(module))
+    asked = Queries.of([[1], [2]], users=[0, 1])
+    before = model.score(asked)
+    np.testing.assert_array_equal(model.score(asked), before)
+    assert len(calls) == 1
+    kept = {name: value.clone() for name, value in model.module.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.module.parameters(), lr=0.1, fused=True)
+    model.module(next(iter(model.batches(0))))[0].backward()
+    optimizer.step()
+    assert not np.array_equal(model.score(asked), before)
+    model.module.load_state_dict(kept)
+    np.testing.assert_array_equal(model.score(asked), before)
+    with torch.no_grad():
+        model.module.items.mul_(2)
+    assert not np.array_equal(model.score(asked), before)

@@ -3,6 +3,7 @@
 import json
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from recsys.protocol import Protocol
 from recsys.rankings import Rankings
 from recsys.recbole import environment as environments
 from recsys.recbole.atomic import write_benchmark, write_dataset
-from recsys.recbole.run import Job, run_recbole
+from recsys.recbole.run import Job, _write_seen, run_recbole
 from recsys.sources import open_source
 from recsys.splits import SplitConfig, make_split
 
@@ -187,6 +188,19 @@ def test_the_command_finds_a_split_by_its_id(chain, chain_split, python, monkeyp
     assert isinstance(refused.exception, SplitError) and "0 splits match 'zzz'" in str(refused.exception)
     (folder,) = tmp_path.glob("recbole-pop-*")
     assert Evaluation.load(folder).name == "recbole-Pop"
+
+
+def test_an_item_outside_the_catalogue_hides_no_other(chain, python, tmp_path):
+    """A history may name items that are not ranked: they leave the items that are in peace."""
+    split = make_split(chain, SplitConfig(method="global_time", catalogue="train"))
+    item_N = np.where(
+        split.log.item_N == 0, -1, split.log.item_N
+    )  # the most popular item's place, by its index
+    strange = replace(split, log=replace(split.log, item_N=item_N))
+    path = tmp_path / "seen.npz"
+    _write_seen(path, strange.queries("test"), strange, PROTOCOL)
+    seen = np.load(path)
+    assert len(seen["items"]) == seen["starts"][-1] and 0 not in seen["items"] and (seen["items"] > 0).all()
 
 
 @pytest.mark.recbole

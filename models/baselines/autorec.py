@@ -99,11 +99,8 @@ class AutoRec(VectorModel[AutoRecConfig], LoopedModel[AutoRecConfig]):
             row_P, item_P = self.rows.take(taken).flat()
             yield {"row_P": torch.from_numpy(row_P), "item_P": torch.from_numpy(item_P)}
 
-    @property
     @torch.inference_mode()
-    def vectors(self) -> Vectors:
-        if not hasattr(self, "module"):
-            return self.loaded
+    def learnt(self) -> Vectors:
         module, trained_I = self.module, self.module.trained_I
         inputs_ID, items_ID, bias_I, offset_D, default_D = (
             value.cpu().numpy()

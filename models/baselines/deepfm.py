@@ -5,7 +5,7 @@ After Guo et al., "DeepFM: A Factorization-Machine based Neural Network for CTR 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Self
 
 import numpy as np
@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import nn
 
 from recsys.config import Config
-from recsys.models.base import FitContext, LoopedModel
-from recsys.models.batching import batches_of_rows, steps
+from recsys.models.base import FitContext
 from recsys.models.field_vectors import FieldVectors
+from recsys.models.pairs import PairBatches
 from recsys.models.trunk import Share
 from recsys.pairwise import deepfm_scores
 from recsys.schema import Form, Queries, legal_width
@@ -104,7 +104,7 @@ class DeepFMModule(nn.Module):
         return loss / weight_PC.sum(), {}
 
 
-class DeepFM(LoopedModel[DeepFMConfig]):
+class DeepFM(PairBatches[DeepFMConfig]):
     """Users and items without a training row are scored by their attributes alone."""
 
     Config = DeepFMConfig
@@ -119,48 +119,36 @@ class DeepFM(LoopedModel[DeepFMConfig]):
             if ("user", name) not in ctx.tables:
                 ctx.item_table(name)  # says which tables there are
         self.module = DeepFMModule(self.config, ctx)
-        log = ctx.train
-        self.seed = ctx.seed
-        self.pairs_N2 = np.unique(np.stack([log.user_N, log.item_N], axis=1), axis=0)
+        self.take_pairs(ctx)
 
-    def steps_per_epoch(self, world: int = 1) -> int:
-        return steps(len(self.pairs_N2), self.config.batch_size, world)
-
-    def batches(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, torch.Tensor]]:
-        size = self.config.batch_size
-        for _, taken in batches_of_rows(len(self.pairs_N2), size, self.seed, epoch, rank, world):
-            user_P, item_P = torch.from_numpy(self.pairs_N2[taken]).T
-            yield {"user_P": user_P, "item_P": item_P}
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `recsys.pairwise.deepfm_scores` takes, as it stands now."""
+        return self.once(self._learnt) if hasattr(self, "module") else self.loaded
 
     @torch.inference_mode()
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What `recsys.pairwise.deepfm_scores` takes."""
-        if not hasattr(self, "module"):
-            return self.loaded
-        module = self.module.eval()
-        found = {}
-        for entity, more in (
-            ("user", 1),
-            ("item", 0),
-        ):  # the row after the last user is that of an unknown one
-            rows_N = torch.arange(module.sides[entity].rows + more, device=module.draw_I.device)
-            for name, value in zip(
-                ("constant", "factor", "hidden"), module.side(entity, rows_N), strict=True
-            ):
-                found[f"{entity}_{name}"] = value.cpu().numpy()
+    def _learnt(self) -> dict[str, np.ndarray]:
+        module, found = self.module.eval(), {}
+        for entity in ("user", "item"):
+            rows = module.sides[entity].rows + (
+                entity == "user"
+            )  # the row after the last is of an unknown user
+            rows_N = torch.arange(rows, device=module.draw_I.device)
+            side = zip(("constant", "factor", "hidden"), module.side(entity, rows_N), strict=True)
+            found |= {f"{entity}_{name}": value.cpu().numpy() for name, value in side}
         for number, layer in enumerate(module.layers):
-            found[f"hidden.{number}.weight"] = layer.weight.cpu().numpy()
-            found[f"hidden.{number}.bias"] = layer.bias.cpu().numpy()
+            found[f"hidden.{number}.weight"] = layer.weight.cpu().numpy().copy()
+            found[f"hidden.{number}.bias"] = layer.bias.cpu().numpy().copy()
         return found
 
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
         legal_width(width, self.widths)
-        return deepfm_scores(self.arrays(), queries, candidates)
+        return deepfm_scores(self.arrays, queries, candidates)
 
     def state(self) -> dict[str, np.ndarray]:
-        return self.arrays()
+        return self.arrays
 
     @classmethod
     def from_state(cls, config: DeepFMConfig, state: Mapping[str, np.ndarray]) -> Self:
@@ -169,4 +157,4 @@ class DeepFM(LoopedModel[DeepFMConfig]):
         return model
 
     def serving_form(self) -> Form:
-        return Form("deepfm", self.arrays())
+        return Form("deepfm", self.arrays)

@@ -5,7 +5,6 @@ interactions from items drawn at random.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Annotated, Self
 
 import lightgbm
@@ -84,7 +83,7 @@ class LightGBM(Model[LightGBMConfig]):
         }
         data = lightgbm.Dataset(features_NF, labels_N, categorical_feature=codes)
         text = lightgbm.train(parameters, data, config.rounds).model_to_string()
-        self.arrays = arrays | {"trees": np.frombuffer(text.encode(), np.uint8)}
+        self.pairs = BoostedPairs(arrays | {"trees": np.frombuffer(text.encode(), np.uint8)})
 
     def _examples(self, log: Log, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         """(features [N, F], 1 for an interaction and 0 for a drawn item [N]). The history is without the interaction in
@@ -162,27 +161,23 @@ class LightGBM(Model[LightGBMConfig]):
                     made.append((_where(field.present_E, has_EV[:, kept]), False))
         return made
 
-    @cached_property
-    def _pairs(self) -> BoostedPairs:
-        return BoostedPairs(self.arrays)
-
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
         legal_width(width, self.widths)
-        return self._pairs.score(queries, candidates)
+        return self.pairs.score(queries, candidates)
 
     def state(self) -> dict[str, np.ndarray]:
-        return self.arrays
+        return dict(self.pairs.arrays)
 
     @classmethod
     def from_state(cls, config: LightGBMConfig, state: Mapping[str, np.ndarray]) -> Self:
         model = cls(config)
-        model.arrays = dict(state)
+        model.pairs = BoostedPairs(state)
         return model
 
     def serving_form(self) -> Form:
-        return Form("lightgbm", self.arrays)
+        return Form("lightgbm", self.pairs.arrays)
 
 
 def _filled(name: str, values_EF: np.ndarray) -> dict[str, np.ndarray]:

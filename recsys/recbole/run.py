@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from recsys import schema
 from recsys.dataset import Dataset
 from recsys.errors import ConfigError, RecsysError, SplitError
 from recsys.evaluate import Evaluation, masked_items
@@ -138,11 +136,11 @@ def _write_seen(path: Path, asked: EvalQueries, split: Split, protocol: Protocol
     """By user: the items that our protocol does not rank."""
     train = split.fit_log().sequences
     rows, items = masked_items(asked, protocol.mask, protocol.window, train, protocol.repeat_targets)
-    users = asked.queries.user_Q[rows]
+    inside = items >= 0
+    users, items = asked.queries.user_Q[rows[inside]], items[inside]
     order = np.argsort(users, kind="stable")
     starts = np.searchsorted(users[order], np.arange(split.num_users + 1))
-    kept = items[order]
-    np.savez(path, items=np.maximum(kept, 0), starts=starts)
+    np.savez(path, items=items[order], starts=starts)
 
 
 def _rankings(users: np.ndarray, lists_QK: np.ndarray, asked: EvalQueries, split: Split) -> Rankings:
@@ -150,18 +148,7 @@ def _rankings(users: np.ndarray, lists_QK: np.ndarray, asked: EvalQueries, split
     _, first = np.unique(users, return_index=True)
     of_user = np.full((split.num_users, lists_QK.shape[1]), -1)
     of_user[users[first]] = lists_QK[first]
-    chosen_QK = of_user[asked.queries.user_Q]
-    rows, places = np.nonzero(chosen_QK >= 0)
-    return Rankings(
-        pl.DataFrame(
-            {
-                "query_id": asked.query_id_Q[rows],
-                schema.ITEM: split.item_ids.gather(chosen_QK[rows, places]),
-                "rank": places + 1,
-                "source": ["recbole"] * len(rows),
-            }
-        )
-    )
+    return Rankings.of_lists(of_user[asked.queries.user_Q], asked, split)
 
 
 def _track(
