@@ -127,6 +127,12 @@ def test_lists_that_come_back_meet_our_metrics(chain, chain_split, python, model
     assert found.look == 1 and "epoch 1" in (found.folder / "log.txt").read_text()
 
 
+def test_results_may_lie_in_a_relative_folder(chain, chain_split, python, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found = run_recbole(Job("Pop"), chain, chain_split, PROTOCOL, Path("runs"), python=python, track=False)
+    assert (tmp_path / found.folder / "lists.parquet").is_file()
+
+
 def test_the_same_job_is_not_done_again(chain, chain_split, python, tmp_path):
     first = run_recbole(Job("Pop"), chain, chain_split, PROTOCOL, tmp_path, python=python, track=False)
     again = run_recbole(

@@ -97,7 +97,7 @@ def _make(folder: Path, job: Job, split: Split, protocol: Protocol, python: Path
         new_folder(folder) as target,
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=".recbole.") as work,
     ):
-        place = Path(work)
+        place = Path(work).resolve()  # RecBole runs there
         write_benchmark(split, place / "data", sequential=kind["sequential"], window=job.window)
         _write_seen(place / "seen.npz", asked, split, protocol)
         sequence, plain = ["user_id", "item_id", "item_id_list"], ["user_id", "item_id", "timestamp"]
