@@ -20,8 +20,9 @@ class SequenceConfig(ItemsConfig, ObjectiveConfig):
     not the very next item but the one after."""
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """trunk = bidirectional: share of a training row's items that are hidden and asked for, at least one."""
-    width_weights: Literal["uniform", "inverse_sqrt", "inverse"] = "uniform"
-    """Weight of each width in the loss: equal, or proportional to 1/sqrt(width), or to 1/width."""
+    width_weights: Literal["uniform", "inverse_sqrt", "inverse", "proportional"] = "uniform"
+    """Weight of each width in the loss: equal, or proportional to 1/sqrt(width), to 1/width, or to the width itself,
+    which leaves most to the full one."""
     distil: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of a narrow width's target that is the full width's softmax in place of the label."""
     width_temperature: bool = False

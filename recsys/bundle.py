@@ -6,17 +6,19 @@ items.bin            item vectors, one contiguous [I, increment] block per width
                      is the narrower model; in int8 each block's codes follow its own scale per row
 items.parquet        ids and display columns in catalogue order
 users.parquet        ids, and the newest events of each user as item indices and times
+popularity.safetensors   how often each item was taken on each day up to the cut, where the data has times
+generator.NAME.safetensors, ranker.txt, ranker.safetensors   the second stage, where there is one: generators' forms,
+                     LightGBM's text form, and what its features are made of
 LICENCE.txt          of the data
 reports/             metrics; outside bundle_id
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import polars as pl
@@ -26,23 +28,24 @@ from safetensors.numpy import load, save
 from recsys import schema
 from recsys.errors import BundleError
 from recsys.files import digest, file_sha256, new_folder, write_json
+from recsys.item_blocks import VectorType, block_bytes, read_block, write_vectors
+from recsys.popularity import Popularity
 from recsys.schema import Form, Ragged, legal_width
+from recsys.two_stage import Ranker
 
 if TYPE_CHECKING:
     from recsys.serving.forms import Program
 
-FORMAT_VERSION = 1
-_COUNTS, _BIAS, _FORM = "item_counts", "item_bias", "form."
+FORMAT_VERSION = 2
+_COUNTS, _BIAS, _FORM, _VECTORS = "item_counts", "item_bias", "form.", "item_vectors"
 _DESCRIBED = (
     "model", "program", "meta", "widths", "blocks", "id_type", "split_id", "last_event", "recipe", "fingerprints",
-    "flags", "counts",
+    "flags", "counts", "generators", "ranker",
 )  # fmt: skip
 """What bundle_id covers besides the hashes of the files."""
 _OUTSIDE = ("name", "data", "evaluate", "track")
 """Parts of the recipe that bundle_id leaves out: what the run is called, where data and records lie (the data is named
 by its fingerprint), and how the result is judged."""
-VectorType = Literal["float32", "int8"]
-"""How item vectors are stored. Serving computes in float32 either way."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ class BundleContent:
     reports: Mapping[str, Any] = field(default_factory=dict)
     vectors: VectorType = "float32"
     exported_from: Mapping[str, Any] | None = None
+    popularity: Popularity | None = None
+    ranker: Ranker | None = None
+    generators: Mapping[str, tuple[str, Form]] = field(default_factory=dict)
 
 
 def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
@@ -87,15 +93,16 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
     if content.vectors == "int8" and form.item_vectors_ID is None:
         raise BundleError(f"the model {content.model!r} has no item vectors to store as int8", where=folder)
     with new_folder(folder) as target:
-        arrays = {_FORM + name: np.ascontiguousarray(value) for name, value in form.arrays.items()}
-        arrays[_COUNTS] = content.item_counts_I.astype(np.int64)
-        if form.item_bias_I is not None:
-            arrays[_BIAS] = np.ascontiguousarray(form.item_bias_I, np.float32)
+        arrays = _form_arrays(form) | {_COUNTS: content.item_counts_I.astype(np.int64)}
         (target / "weights.safetensors").write_bytes(save(arrays))
-        blocks = _write_vectors(target / "items.bin", form, content.vectors)
+        blocks = write_vectors(target / "items.bin", form, content.vectors)
         content.items.write_parquet(target / "items.parquet")
         if content.users is not None:
             content.users.write_parquet(target / "users.parquet")
+        if content.popularity is not None:
+            (target / "popularity.safetensors").write_bytes(save(content.popularity.arrays()))
+        if content.ranker is not None:
+            _write_second_stage(target, content)
         if content.licence_text:
             (target / "LICENCE.txt").write_text(content.licence_text, encoding="utf-8")
         files = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
@@ -112,6 +119,8 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
             "fingerprints": dict(content.fingerprints),
             "flags": dict(content.flags),
             "counts": {"items": size, "users": 0 if content.users is None else len(content.users)},
+            "generators": [_described(name, *entry) for name, entry in content.generators.items()],
+            "ranker": None if content.ranker is None else content.ranker.settings(),
         }
         manifest = described | {
             "format_version": FORMAT_VERSION,
@@ -130,6 +139,35 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
     return Bundle.open(folder)
 
 
+def _described(name: str, model: str, form: Form) -> dict[str, Any]:
+    """A generator's entry in the manifest."""
+    widths = list(form.widths)
+    return {"name": name, "model": model, "program": form.program, "meta": dict(form.meta), "widths": widths}
+
+
+def _form_arrays(form: Form) -> dict[str, np.ndarray]:
+    """A form's arrays without its item vectors."""
+    arrays = {_FORM + name: np.ascontiguousarray(value) for name, value in form.arrays.items()}
+    if form.item_bias_I is not None:
+        arrays[_BIAS] = np.ascontiguousarray(form.item_bias_I, np.float32)
+    return arrays
+
+
+def _write_second_stage(target: Path, content: BundleContent) -> None:
+    ranker = content.ranker
+    lacking = [name for name in ranker.generators if name not in content.generators]
+    if lacking:
+        raise BundleError(f"the ranker's generator {lacking[0]!r} has no form", where=target)
+    arrays = {name: np.ascontiguousarray(value) for name, value in ranker.arrays().items()}
+    (target / "ranker.safetensors").write_bytes(save(arrays))
+    (target / "ranker.txt").write_text(ranker.trees.text, encoding="utf-8")
+    for name, (_, form) in content.generators.items():
+        arrays = _form_arrays(form)
+        if form.item_vectors_ID is not None:
+            arrays[_VECTORS] = np.ascontiguousarray(form.item_vectors_ID, np.float32)
+        (target / f"generator.{name}.safetensors").write_bytes(save(arrays))
+
+
 def _identity(manifest: Mapping[str, Any], files: Mapping[str, str]) -> str:
     described = {key: manifest[key] for key in _DESCRIBED}
     recipe = {key: value for key, value in manifest["recipe"].items() if key not in _OUTSIDE}
@@ -140,58 +178,6 @@ def _package_version() -> str:
     from importlib.metadata import version
 
     return version("recsys")
-
-
-def quantise(part_ID: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(scales [I], float32; codes [I, D], int8): part = scale * code, off by at most scale / 2 a value.
-
-    A row's scale is its own largest value / 127. Each width's increment is quantised apart: a scale of the whole row
-    would be ruled by its largest columns, wherever they lie, and the narrow widths would pay for it.
-    """
-    part_ID = np.asarray(part_ID, np.float32)
-    scales_I = np.abs(part_ID).max(axis=1) / np.float32(127)
-    codes_ID = np.rint(part_ID / np.where(scales_I > 0, scales_I, 1)[:, None])
-    return scales_I, np.clip(codes_ID, -127, 127).astype(np.int8)
-
-
-def _write_vectors(path: Path, form: Form, kind: VectorType) -> list[dict[str, Any]]:
-    """items.bin, and where each width's own block lies in it."""
-    if form.item_vectors_ID is None:
-        return []
-    blocks, offset = [], 0
-    with open(path, "wb") as handle:
-        for start, end in zip((0, *form.widths[:-1]), form.widths, strict=True):
-            part = form.item_vectors_ID[:, start:end]
-            block: dict[str, Any] = {"width": end, "shape": list(part.shape)}
-            if kind == "int8":
-                scales_I, codes_ID = quantise(part)
-                head, body = np.ascontiguousarray(scales_I, "<f4").tobytes(), codes_ID.tobytes()
-                block |= {"dtype": "|i1", "scales": {"offset": offset, "dtype": "<f4"}}
-            else:
-                head, body = b"", np.ascontiguousarray(part, "<f4").tobytes()
-                block |= {"dtype": "<f4"}
-            handle.write(head + body)
-            block |= {"offset": offset + len(head), "sha256": hashlib.sha256(head + body).hexdigest()}
-            blocks.append(block)
-            offset += len(head) + len(body)
-    return blocks
-
-
-def _block_bytes(block: Mapping[str, Any]) -> int:
-    """Of the block in items.bin, its scales included."""
-    rows, columns = block["shape"]
-    scales = rows * np.dtype(block["scales"]["dtype"]).itemsize if "scales" in block else 0
-    return scales + rows * columns * np.dtype(block["dtype"]).itemsize
-
-
-def _read_block(handle: BinaryIO, block: Mapping[str, Any]) -> np.ndarray:
-    """[I, increment] float32 of the block that comes next in the file."""
-    data, shape = handle.read(_block_bytes(block)), block["shape"]
-    if "scales" not in block:
-        return np.frombuffer(data, block["dtype"]).reshape(shape)
-    scales_I = np.frombuffer(data, block["scales"]["dtype"], count=shape[0])
-    codes_ID = np.frombuffer(data, block["dtype"], offset=scales_I.nbytes).reshape(shape)
-    return scales_I[:, None] * codes_ID
 
 
 @dataclass(frozen=True)
@@ -222,7 +208,7 @@ class Bundle:
 
     def _check_shapes(self) -> None:
         counts, blocks = self.manifest["counts"], self.manifest["blocks"]
-        length = sum(map(_block_bytes, blocks))
+        length = sum(map(block_bytes, blocks))
         vectors = self.path / "items.bin"
         if blocks and (not vectors.is_file() or vectors.stat().st_size != length):
             raise BundleError("the file has another size", where=vectors, expected=f"{length} bytes")
@@ -267,10 +253,35 @@ class Bundle:
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
-        try:
-            return load((self.path / "weights.safetensors").read_bytes())
-        except SafetensorError as error:
-            raise BundleError(f"cannot be read ({error})", where=self.path / "weights.safetensors") from None
+        return _read_arrays(self.path / "weights.safetensors")
+
+    @cached_property
+    def popularity(self) -> Popularity | None:
+        """Counts by day up to the cut; None where the data has no times. A fresh value each time a bundle is opened:
+        serving goes on counting in it."""
+        path = self.path / "popularity.safetensors"
+        return Popularity.of_arrays(_read_arrays(path)) if path.name in self.manifest["files"] else None
+
+    @cached_property
+    def ranker(self) -> Ranker | None:
+        """The second stage; None where the bundle ranks by its model alone."""
+        settings = self.manifest["ranker"]
+        if settings is None:
+            return None
+        text = (self.path / "ranker.txt").read_text(encoding="utf-8")
+        return Ranker.of(settings, _read_arrays(self.path / "ranker.safetensors"), text)
+
+    @cached_property
+    def generators(self) -> dict[str, Form]:
+        """Forms of the second stage's generators by name."""
+        found = {}
+        for entry in self.manifest["generators"]:
+            arrays = _read_arrays(self.path / f"generator.{entry['name']}.safetensors")
+            found[entry["name"]] = Form(
+                entry["program"], _own_arrays(arrays), entry["meta"], arrays.get(_VECTORS), arrays.get(_BIAS),
+                tuple(entry["widths"]),
+            )  # fmt: skip
+        return found
 
     @property
     def item_counts_I(self) -> np.ndarray:
@@ -287,14 +298,12 @@ class Bundle:
         Raises ModelError for a width the model lacks.
         """
         legal_width(width, tuple(self.manifest["widths"]))
-        arrays = {
-            name.removeprefix(_FORM): value for name, value in self._arrays.items() if name.startswith(_FORM)
-        }
+        arrays = _own_arrays(self._arrays)
         widths = tuple(w for w in self.manifest["widths"] if width is None or w <= width)
         vectors = None
         if widths:
             with open(self.path / "items.bin", "rb") as handle:
-                parts = [_read_block(handle, block) for block in self.manifest["blocks"][: len(widths)]]
+                parts = [read_block(handle, block) for block in self.manifest["blocks"][: len(widths)]]
             vectors = np.concatenate(parts, axis=1)
         return Form(
             self.manifest["program"], arrays, self.manifest["meta"], vectors, self._arrays.get(_BIAS), widths
@@ -318,17 +327,30 @@ def _read_manifest(folder: Path, again: str) -> dict[str, Any]:
     except ValueError as error:
         raise BundleError(f"manifest.json is damaged ({error})", where=folder, fix=again) from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:  # it may have other keys
+    if isinstance(version, int) and version != FORMAT_VERSION:  # it may have other keys
+        fix = (
+            "upgrade recsys" if version > FORMAT_VERSION else "make it again: recsys run does what is missing"
+        )
         raise BundleError(
-            f"format version {version}", where=folder / "manifest.json", expected=f"at most {FORMAT_VERSION}",
-            fix="upgrade recsys",
-        )  # fmt: skip
+            f"format version {version}", where=folder / "manifest.json", expected=str(FORMAT_VERSION), fix=fix
+        )
     kinds = {"format_version": int, "files": dict, "recipe": dict, "counts": dict, "blocks": list}
     for key in ("format_version", "files", "bundle_id", "package_version", *_DESCRIBED):
         right = isinstance(manifest, dict) and key in manifest
         if not right or not isinstance(manifest[key], kinds.get(key, object)):
             raise BundleError(f"manifest.json is damaged ({key})", where=folder, fix=again)
     return manifest
+
+
+def _own_arrays(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(_FORM): value for name, value in stored.items() if name.startswith(_FORM)}
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"cannot be read ({error})", where=path) from None
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recsys import bundle as bundles
-from recsys import fitting, splits, steps
+from recsys import fitting, ranking, splits, steps
 from recsys.boxes import Box, Line, sweep
 from recsys.features import table as feature_tables
 from recsys.features.base import FittedExtractor, TableMaker
@@ -15,7 +15,7 @@ from recsys.features.extract import make_extractor
 from recsys.features.makers import ordered
 from recsys.files import locked
 from recsys.models.base import Model
-from recsys.recipe import Recipe, model_tables
+from recsys.recipe import RANKER, Recipe, model_tables
 from recsys.registry import MODELS, load_class
 from recsys.sources import open_source
 
@@ -64,6 +64,8 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
         else fits
     )
     models = {fit.box.name: fit.box for fit in final}
+    ranker = _ranker(line, recipe, fits, data, split, tables)
+    second = {} if ranker is None else {RANKER: ranker}
     mlflow_run = line.add(
         "mlflow",
         lambda box: steps.make_mlflow_run(box, recipe, final, select, data, split, tables),
@@ -73,13 +75,16 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
     bundle = line.add(
         "bundle",
         lambda box: steps.make_bundle(
-            box, recipe, fitting.selected_fit(final, select), data, split, tables, steps.run_id_of(mlflow_run)
+            box, recipe, fitting.selected_fit(final, select), data, split, tables, steps.run_id_of(mlflow_run),
+            steps.SecondStage(ranker, ranking.generators(recipe.ranker, final)) if ranker else None,
         ),
         recipe.bundle.model_dump(mode="json"),
-        {"select": select} | models,
+        {"select": select} | models | second,
         version=bundles.FORMAT_VERSION,
-    )
+    )  # fmt: skip
     tests = {fit.box.name: _test(line, recipe, fit, split, tables) for fit in final}
+    if ranker is not None:
+        tests[RANKER] = _test_ranker(line, recipe, ranker, final, split, tables)
     report = line.add(
         "report",
         lambda box: steps.make_report(box, recipe, fits, final, tests, select, bundle, data, split),
@@ -175,6 +180,36 @@ def _test(line: Line, recipe: Recipe, fit: fitting.Fit, split: Box, tables: Mapp
         recipe.evaluate.model_dump(mode="json") | {"fit_parts": fit.job.train.fit_parts},
         {"fit": fit.box, "split": split} | tables,
         version=2,
+    )
+
+
+def _ranker(
+    line: Line, recipe: Recipe, fits: list[fitting.Fit], data: Box, split: Box, tables: Mapping[str, Box]
+) -> Box | None:
+    """The second stage, learnt over the fits that selection looked at; None where the recipe has none."""
+    config = recipe.ranker
+    if config is None:
+        return None
+    chosen = ranking.generators(config, fits)
+    used = {name: tables[name] for name in config.tables}
+    return line.add(
+        RANKER,
+        lambda box: ranking.make_ranker(box, config, chosen, data, split, used),
+        config.model_dump(mode="json"),
+        {"data": data, "split": split} | used | {fit.box.name: fit.box for fit in chosen},
+        version=ranking.VERSION,
+    )
+
+
+def _test_ranker(
+    line: Line, recipe: Recipe, ranker: Box, final: list[fitting.Fit], split: Box, tables: Mapping[str, Box]
+) -> Box:
+    chosen = ranking.generators(recipe.ranker, final)
+    return line.add(
+        f"test.{RANKER}",
+        lambda box: steps.make_ranker_test(box, recipe.evaluate, ranker, chosen, split, tables),
+        recipe.evaluate.model_dump(mode="json") | {"fit_parts": chosen[0].job.train.fit_parts},
+        {RANKER: ranker, "split": split} | {fit.box.name: fit.box for fit in chosen} | tables,
     )
 
 

@@ -9,9 +9,12 @@ from pydantic import Field, field_validator, model_validator
 from recsys.config import Config, override, parse, read_recipe
 from recsys.errors import ConfigError
 from recsys.protocol import Protocol
+from recsys.ranker_config import RankerConfig
 from recsys.split_config import SplitConfig
 from recsys.train_config import TrainConfig
 
+RANKER = "ranker"
+"""What the second stage is called in reports and metric keys."""
 _NAME = re.compile(r"[A-Za-z0-9][\w\-]*", re.ASCII)
 
 
@@ -65,6 +68,8 @@ class Recipe(Config):
     """The loop."""
     select: SelectConfig = SelectConfig()
     """The choice."""
+    ranker: RankerConfig | None = None
+    """A second stage over the candidates of several models; None = the selected model ranks alone."""
     tune: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Search spaces of `recsys tune` by model: key -> { low, high, log } or a list of values; keys of the loop begin
     with "train."; a model without one takes that of its kind."""
@@ -94,6 +99,18 @@ class Recipe(Config):
         for name in (self.name, *self.features, *self.models):
             if not _NAME.fullmatch(name):  # names stand in folder names and metric keys
                 raise ValueError(f"names of letters, digits, - and _; {name!r} is none")
+        if self.ranker is not None:
+            for kind, names, known in (
+                ("generators", self.ranker.generators, self.models),
+                ("tables", self.ranker.tables, self.features),
+            ):
+                unknown = [name for name in names if name not in known]
+                if unknown:
+                    raise ValueError(
+                        f"ranker.{kind} names {unknown[0]!r}; expected some of: {', '.join(known)}"
+                    )
+            if RANKER in self.models:
+                raise ValueError(f"no model of the name {RANKER!r}: the second stage is called so")
         return self
 
 

@@ -101,7 +101,8 @@ class Queries:
 
     user_Q: user index, -1 = unknown. history: item indices in time order, rows may be empty.
     at_Q: time of the query in UTC seconds (position in the order where data has no time).
-    user_fields / context_fields: name -> array of Q values, for models that declare their use.
+    user_fields / context_fields: name -> array of Q values, for models that declare their use. times: of the history's
+    events in UTC seconds, where they are known; for the ranker, no model reads them.
     """
 
     user_Q: np.ndarray
@@ -109,6 +110,7 @@ class Queries:
     at_Q: np.ndarray
     user_fields: Mapping[str, np.ndarray] = field(default_factory=dict)
     context_fields: Mapping[str, np.ndarray] = field(default_factory=dict)
+    times: Ragged | None = None
 
     def __post_init__(self):
         if not len(self.user_Q) == len(self.history) == len(self.at_Q):
@@ -131,6 +133,7 @@ class Queries:
             self.at_Q[rows],
             {name: values[rows] for name, values in self.user_fields.items()},
             {name: values[rows] for name, values in self.context_fields.items()},
+            None if self.times is None else self.times.take(rows),
         )
 
 

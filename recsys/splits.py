@@ -126,7 +126,8 @@ class Split:
             cut = self.facts.get("cut_times", {}).get(part)
             at = self.log.time_N[target_rows[first]] if cut is None else np.full(len(users), cut)
             query_id = users
-        return EvalQueries(query_id, Queries(users, Ragged(items, starts, ends), at), targets)
+        times = Ragged(self.log.time_N[known_N], starts, ends)
+        return EvalQueries(query_id, Queries(users, Ragged(items, starts, ends), at, times=times), targets)
 
     def save(self, folder: Path) -> None:
         with new_folder(folder) as target:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,27 @@ from recsys.files import new_folder, write_json
 from recsys.fitting import Fit, aligned_tables
 from recsys.ledger import write_look
 from recsys.plots import draw
+from recsys.popularity import Popularity
 from recsys.protocol import Protocol
-from recsys.recipe import Recipe
+from recsys.ranking import load_ranker
+from recsys.recipe import RANKER, Recipe
 from recsys.report import Report
+from recsys.schema import Dense, Form
 from recsys.sources.base import Source
 from recsys.splits import Split
 from recsys.tracking import REPORT_TAG, Tracking
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """Where the ranker lies, and the fits of its generators."""
+
+    box: Box
+    fits: Sequence[Fit]
+
+    def forms(self) -> dict[str, tuple[str, Form]]:
+        """name -> (registered model, form)."""
+        return {one.job.name: (one.job.kind, one.model().serving_form()) for one in self.fits}
 
 
 def make_data(box: Box, source: Source) -> None:
@@ -54,17 +70,46 @@ def make_fitted_features(
 def make_test(box: Box, protocol: Protocol, one: Fit, split_box: Box, tables: Mapping[str, Box]) -> None:
     """The test part, once per (model, split, protocol)."""
     split = Split.load(split_box.folder)
-    known = aligned_tables(split, tables)
     result = evaluate(
         one.model(),
         split,
         "test",
         protocol,
         fit_parts=one.job.train.fit_parts,
-        tables={name: as_vectors(table) for (entity, name), table in known.items() if entity == "item"},
+        tables=_item_vectors(split, tables),
         name=one.job.name,
     )
     result.save(box.folder)
+
+
+def make_ranker_test(
+    box: Box,
+    protocol: Protocol,
+    ranker_box: Box,
+    chosen: Sequence[Fit],
+    split_box: Box,
+    tables: Mapping[str, Box],
+) -> None:
+    """The test part for the second stage over its generators, shipped or not."""
+    split = Split.load(split_box.folder)
+    models = {one.job.name: one.model() for one in chosen}
+    popularity = Popularity.of_log(split.fit_log(split.config.parts))
+    result = evaluate(
+        load_ranker(ranker_box.folder).scorer(models, popularity),
+        split,
+        "test",
+        protocol,
+        fit_parts=chosen[0].job.train.fit_parts,
+        tables=_item_vectors(split, tables),
+        name=RANKER,
+    )
+    result.save(box.folder)
+
+
+def _item_vectors(split: Split, tables: Mapping[str, Box]) -> dict[str, Dense]:
+    """Item tables by name, for slices by missing modality and for the diversity of lists."""
+    aligned = aligned_tables(split, tables)
+    return {name: as_vectors(table) for (entity, name), table in aligned.items() if entity == "item"}
 
 
 def make_mlflow_run(
@@ -123,8 +168,10 @@ def make_bundle(
     split_box: Box,
     tables: Mapping[str, Box],
     run_id: str | None,
+    second: SecondStage | None,
 ) -> None:
-    """Freeze the selected model, and check that its torch-free form scores what the model scores."""
+    """Freeze the selected model, and check that its torch-free form scores what the model scores. The second stage goes
+    with it where it was found to be worth it."""
     dataset, split, model = Dataset.open(data.folder), Split.load(split_box.folder), one.model()
     unknown = [name for name in recipe.bundle.columns if name not in dataset.items.columns]
     if unknown:
@@ -138,6 +185,8 @@ def make_bundle(
     flags = ("uses_history", "uses_user_fields", "uses_context", "scores_cold_items", "scores_cold_users")
     known = [part for part in split.config.parts if part != "test"]
     history = split.fit_log(known)
+    ranker = None if second is None else load_ranker(second.box.folder)
+    shipped = ranker is not None and ranker.facts["shipped"]
     content = BundleContent(
         model=one.job.kind,
         form=model.serving_form(),
@@ -154,7 +203,10 @@ def make_bundle(
         licence=dataset.manifest["licence"],
         licence_text=dataset.licence_text,
         mlflow_run_id=run_id,
-        reports={"fit": one.facts()},
+        reports={"fit": one.facts()} | ({} if ranker is None else {"ranker": dict(ranker.facts)}),
+        popularity=Popularity.of_log(history) if dataset.has_time else None,
+        ranker=ranker if shipped else None,
+        generators=second.forms() if shipped else {},
     )
     bundle = write_bundle(box.scratch / "bundle", content)
     asked = split.queries("valid").take(slice(0, 64)).queries

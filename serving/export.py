@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from recsys import schema
-from recsys.bundle import Bundle, BundleContent, VectorType, write_bundle
+from recsys.bundle import Bundle, BundleContent, write_bundle
 from recsys.errors import BundleError
 from recsys.files import file_sha256, new_folder, write_json
+from recsys.item_blocks import VectorType
 from recsys.schema import Form
 from recsys.serving.onnx_graph import encode_model, step_model
 
@@ -35,6 +36,8 @@ def export_bundle(bundle: Bundle, folder: Path, width: int | None, vectors: Vect
         users=bundle.users,
         licence_text=text.read_text(encoding="utf-8") if text.name in manifest["files"] else None,
         vectors=vectors,
+        popularity=bundle.popularity,
+        **_second_stage(bundle, form),
         exported_from={"bundle_id": bundle.id, "width": form.widths[-1] if form.widths else None},
         **{
             key: manifest[key]
@@ -45,6 +48,17 @@ def export_bundle(bundle: Bundle, folder: Path, width: int | None, vectors: Vect
         },
     )  # fmt: skip
     return write_bundle(folder, content)
+
+
+def _second_stage(bundle: Bundle, form: Form) -> dict[str, Any]:
+    """Ranker and generators, for a full-width bundle: the trees were learnt from full-width scores."""
+    if bundle.ranker is None or form.widths != tuple(bundle.manifest["widths"]):
+        return {}
+    models = {entry["name"]: entry["model"] for entry in bundle.manifest["generators"]}
+    return {
+        "ranker": bundle.ranker,
+        "generators": {name: (models[name], one) for name, one in bundle.generators.items()},
+    }
 
 
 def export_vectors(bundle: Bundle, folder: Path, width: int | None) -> None:

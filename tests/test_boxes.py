@@ -39,6 +39,7 @@ def every(prefix: str, values: dict[str, Any], boxes: set[str]) -> dict[str, tup
     return {f"{prefix}.{key}": (value, boxes) for key, value in values.items()}
 
 
+RANKED = {"ranker", "test.ranker", "bundle", "report", "track"}
 LOOP = one("fmrlrec")  # the only model here that is trained by the loop
 KEYS: dict[str, tuple[Any, set[str]]] = {
     "name": ("other", {"mlflow", "report", "track"}),
@@ -101,6 +102,7 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
         LOOP,
     ),
     "train.checkpoint_steps": (7, NOTHING),
+    "ranker": ({"generators": ["ease"]}, RANKED),
     # every model is compared by the validation metric, and fitted on the parts: closed-form ones too
     "tune": ({"ease": {"regularisation": [1.0, 2.0]}}, NOTHING),
     "train.fit_parts": (["train", "valid"], FITS | TESTS | CHOSEN),
@@ -193,6 +195,30 @@ def test_the_table_covers_every_key():
         wanted |= {f"models.{name}.{key}" for key in leaves(config)}
     assert "train.monitor.metric" in wanted and "evaluate.ks" in wanted
     assert wanted <= KEYS.keys()
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    {
+        "generators": ["ease", "popularity"], "per_generator": 7, "tables": ["text"], "dims": 3, "trees": 5, "leaves": 4,
+        "learning_rate": 0.2, "min_leaf": 9, "truncation": 7, "popularity_dropout": 0.5, "seed": 1, "required_lift": 0.1,
+    }.items(),
+)  # fmt: skip
+def test_a_changed_key_of_the_ranker_makes_it_again_and_what_rests_on_it(key, value, dataset, tmp_path):
+    values = with_key(values_of(dataset), "ranker", {"generators": ["ease"]})
+    before = planned(values, tmp_path)
+    assert made_again(planned(with_key(values, f"ranker.{key}", value), tmp_path), before) == RANKED
+
+
+def test_another_fit_of_a_generator_makes_the_ranker_again(dataset, tmp_path):
+    def values() -> dict[str, Any]:
+        return with_key(values_of(dataset), "ranker", {"generators": ["ease"]})
+
+    before = planned(values(), tmp_path)
+    made = made_again(planned(with_key(values(), "models.ease.regularisation", 5.0), tmp_path), before)
+    assert made == one("ease") | RANKED
+    made = made_again(planned(with_key(values(), "models.popularity.smoothing", 1.0), tmp_path), before)
+    assert made == one("popularity")
 
 
 def test_a_key_set_to_what_it_was_makes_nothing_again(dataset, tmp_path):

@@ -205,13 +205,18 @@ def test_a_changed_manifest_does_not_fit_its_id(copy, change):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '"x"', "{}", '{"format_version": 1}', '{"format_version": 1, "files": []}',
-     '{"format_version": "1", "files": {}}', "\xff", '{"format_version": null, "files": {}}'],
+    ["", "{", "[]", "null", '"x"', "{}", '{"format_version": 2}', '{"format_version": 2, "files": []}',
+     '{"format_version": "2", "files": {}}', "\xff", '{"format_version": null, "files": {}}'],
 )  # fmt: skip
 @pytest.mark.parametrize("verify", [True, False])
 def test_damaged_manifest(copy, text, verify):
     (copy / "manifest.json").write_bytes(text.encode("latin-1"))
     assert "manifest.json is damaged" in refusal(copy, verify=verify)
+
+
+def test_older_format(copy):
+    edit(copy, format_version=FORMAT_VERSION - 1)
+    assert "manifest.json" in refusal(copy) and "make it again" in refusal(copy)
 
 
 def test_newer_format(copy):
@@ -341,7 +346,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", ["save", "_write_vectors", "file_sha256", "write_json"])
+@pytest.mark.parametrize("step", ["save", "write_vectors", "file_sha256", "write_json"])
 def test_a_failure_midway_leaves_what_was_there(content, tmp_path, monkeypatch, step):
     def fail(*arguments, **options):
         raise Interrupted

@@ -11,8 +11,9 @@ import pytest
 from serving_case import WIDTHS, content_of
 
 from recsys import errors
-from recsys.bundle import Bundle, quantise, write_bundle
+from recsys.bundle import Bundle, write_bundle
 from recsys.errors import BundleError, ModelError
+from recsys.item_blocks import quantise
 from recsys.schema import Queries
 from recsys.serving.engine import Query, RankingEngine
 from recsys.serving.export import export_bundle, export_vectors

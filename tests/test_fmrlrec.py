@@ -157,6 +157,7 @@ def test_width_weights_by_hand():
         "uniform": [1, 1, 1],
         "inverse_sqrt": [1 / 2, 1 / 8**0.5, 1 / 4],
         "inverse": [1 / 4, 1 / 8, 1 / 16],
+        "proportional": [4, 8, 16],
     }
     for kind, raw in known.items():
         config = FMRLRecConfig(widths=WIDTHS, width_weights=kind)
