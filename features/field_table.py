@@ -43,10 +43,7 @@ class FieldTable(Table):
         """Rows in the order of `ids`; every field of an id without a row is absent."""
         row_E = self.places(ids)
         rows = pl.select(pl.when(pl.lit(row_E) >= 0).then(pl.lit(row_E))).to_series().cast(pl.UInt32)
-        frame = self.frame.select(pl.all().gather(rows))
-        return Fields(
-            {name: _field(frame[name], described) for name, described in self.manifest["fields"].items()}
-        )
+        return fields_of(self.frame.select(pl.all().gather(rows)), self.manifest["fields"])
 
     def hidden(self, share: float, seed: int) -> "FieldTable":
         """A copy with `share` of the present rows made absent, for missing-modality experiments."""
@@ -79,6 +76,11 @@ class FieldTable(Table):
         )
         table.check_fingerprint(folder, header["fingerprint"])
         return table
+
+
+def fields_of(frame: pl.DataFrame, described: Mapping[str, Any]) -> Fields:
+    """The columns of a table's frame as fields. described: the manifest's part on them."""
+    return Fields({name: _field(frame[name], facts) for name, facts in described.items()})
 
 
 def load_table(folder: Path) -> Table:

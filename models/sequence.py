@@ -8,6 +8,7 @@ import torch
 
 from recsys.errors import ModelError
 from recsys.features.whitening import Whitening
+from recsys.item_encoding import ItemEncoding, TableMap
 from recsys.models.base import FitContext, LoopedModel
 from recsys.models.batching import batches_of_rows, steps
 from recsys.models.items import Features
@@ -177,4 +178,17 @@ class SequenceModel(LoopedModel[ConfigT]):
         }
         vectors_ID, bias_I = self.item_table()
         numpy_arrays = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in arrays.items()}
-        return Form(config.trunk, numpy_arrays, meta, vectors_ID, bias_I, config.widths)
+        return Form(config.trunk, numpy_arrays, meta, vectors_ID, bias_I, config.widths, self._encoding())
+
+    def _encoding(self) -> ItemEncoding | None:
+        """`encode_items` as arrays: whitening and projection in one map."""
+        items = self.module.items
+        tables = {
+            name: TableMap(
+                whitening.mean_F,
+                whitening.map_FK @ items.projections[name].weight.cpu().numpy().T,
+                items.missing[name].cpu().numpy(),
+            )
+            for name, whitening in self.whitenings.items()
+        }
+        return ItemEncoding("sum", tables) if tables else None

@@ -9,6 +9,7 @@ users.parquet        ids, and the newest events of each user as item indices and
 popularity.safetensors   how often each item was taken on each day up to the cut, where the data has times
 generator.NAME.safetensors, ranker.txt, ranker.safetensors   the second stage, where there is one: generators' forms,
                      LightGBM's text form, and what its features are made of
+thumbnails.parquet   small pictures by item index, where they were asked for
 LICENCE.txt          of the data
 reports/             metrics; outside bundle_id
 """
@@ -22,8 +23,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import polars as pl
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from recsys import schema
 from recsys.errors import BundleError
@@ -31,16 +31,17 @@ from recsys.files import digest, file_sha256, new_folder, write_json
 from recsys.item_blocks import VectorType, block_bytes, read_block, write_vectors
 from recsys.popularity import Popularity
 from recsys.schema import Form, Ragged, legal_width
+from recsys.stored_form import form_arrays, form_facts, form_from, read_arrays, read_form, write_form
 from recsys.two_stage import Ranker
 
 if TYPE_CHECKING:
     from recsys.serving.forms import Program
 
 FORMAT_VERSION = 2
-_COUNTS, _BIAS, _FORM, _VECTORS = "item_counts", "item_bias", "form.", "item_vectors"
+_COUNTS = "item_counts"
 _DESCRIBED = (
     "model", "program", "meta", "widths", "blocks", "id_type", "split_id", "last_event", "recipe", "fingerprints",
-    "flags", "counts", "generators", "ranker",
+    "flags", "counts", "encoding", "content", "generators", "ranker",
 )  # fmt: skip
 """What bundle_id covers besides the hashes of the files."""
 _OUTSIDE = ("name", "data", "evaluate", "track")
@@ -55,7 +56,10 @@ class BundleContent:
     items: ids and display columns, one row per catalogue item in index order. users: user_id, items (list of
     indices), times (list of UTC seconds), or None to ship nobody's history. item_counts_I: interactions of the
     fitted rows, the popularity that serving falls back on. vectors: how the item vectors are stored. exported_from:
-    bundle_id and width, where this is a part of another bundle; not covered by bundle_id.
+    bundle_id and width, where this is a part of another bundle; not covered by bundle_id. popularity: of the rows up to
+    the cut. content: feature table -> how its rows come about, for items added later (see `recsys.serving.content`).
+    thumbnails: item index -> JPEG. ranker, and generators (name -> (registered model, form)) for all that it names: the
+    second stage.
     """
 
     model: str
@@ -77,6 +81,8 @@ class BundleContent:
     vectors: VectorType = "float32"
     exported_from: Mapping[str, Any] | None = None
     popularity: Popularity | None = None
+    content: Mapping[str, Any] = field(default_factory=dict)
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
     ranker: Ranker | None = None
     generators: Mapping[str, tuple[str, Form]] = field(default_factory=dict)
 
@@ -93,7 +99,7 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
     if content.vectors == "int8" and form.item_vectors_ID is None:
         raise BundleError(f"the model {content.model!r} has no item vectors to store as int8", where=folder)
     with new_folder(folder) as target:
-        arrays = _form_arrays(form) | {_COUNTS: content.item_counts_I.astype(np.int64)}
+        arrays = form_arrays(form) | {_COUNTS: content.item_counts_I.astype(np.int64)}
         (target / "weights.safetensors").write_bytes(save(arrays))
         blocks = write_vectors(target / "items.bin", form, content.vectors)
         content.items.write_parquet(target / "items.parquet")
@@ -101,6 +107,9 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
             content.users.write_parquet(target / "users.parquet")
         if content.popularity is not None:
             (target / "popularity.safetensors").write_bytes(save(content.popularity.arrays()))
+        if content.thumbnails:
+            pictures = pl.DataFrame(list(content.thumbnails.items()), ["item", "jpeg"], orient="row")
+            pictures.write_parquet(target / "thumbnails.parquet")
         if content.ranker is not None:
             _write_second_stage(target, content)
         if content.licence_text:
@@ -108,9 +117,7 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
         files = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
         described = {
             "model": content.model,
-            "program": form.program,
-            "meta": dict(form.meta),
-            "widths": list(form.widths),
+            **form_facts(form),
             "blocks": blocks,
             "id_type": dict(content.id_type),
             "split_id": content.split_id,
@@ -119,7 +126,11 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
             "fingerprints": dict(content.fingerprints),
             "flags": dict(content.flags),
             "counts": {"items": size, "users": 0 if content.users is None else len(content.users)},
-            "generators": [_described(name, *entry) for name, entry in content.generators.items()],
+            "content": dict(content.content),
+            "generators": [
+                {"name": name, "model": model, "own": one is not form} | form_facts(one)
+                for name, (model, one) in content.generators.items()
+            ],
             "ranker": None if content.ranker is None else content.ranker.settings(),
         }
         manifest = described | {
@@ -139,20 +150,6 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
     return Bundle.open(folder)
 
 
-def _described(name: str, model: str, form: Form) -> dict[str, Any]:
-    """A generator's entry in the manifest."""
-    widths = list(form.widths)
-    return {"name": name, "model": model, "program": form.program, "meta": dict(form.meta), "widths": widths}
-
-
-def _form_arrays(form: Form) -> dict[str, np.ndarray]:
-    """A form's arrays without its item vectors."""
-    arrays = {_FORM + name: np.ascontiguousarray(value) for name, value in form.arrays.items()}
-    if form.item_bias_I is not None:
-        arrays[_BIAS] = np.ascontiguousarray(form.item_bias_I, np.float32)
-    return arrays
-
-
 def _write_second_stage(target: Path, content: BundleContent) -> None:
     ranker = content.ranker
     lacking = [name for name in ranker.generators if name not in content.generators]
@@ -162,10 +159,8 @@ def _write_second_stage(target: Path, content: BundleContent) -> None:
     (target / "ranker.safetensors").write_bytes(save(arrays))
     (target / "ranker.txt").write_text(ranker.trees.text, encoding="utf-8")
     for name, (_, form) in content.generators.items():
-        arrays = _form_arrays(form)
-        if form.item_vectors_ID is not None:
-            arrays[_VECTORS] = np.ascontiguousarray(form.item_vectors_ID, np.float32)
-        (target / f"generator.{name}.safetensors").write_bytes(save(arrays))
+        if form is not content.form:
+            write_form(target / f"generator.{name}.safetensors", form)
 
 
 def _identity(manifest: Mapping[str, Any], files: Mapping[str, str]) -> str:
@@ -253,14 +248,20 @@ class Bundle:
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
-        return _read_arrays(self.path / "weights.safetensors")
+        return read_arrays(self.path / "weights.safetensors")
+
+    @property
+    def popularity(self) -> Popularity | None:
+        """Counts by day up to the cut; None where the data has no times. Read anew each time: serving goes on counting
+        in what it got."""
+        path = self.path / "popularity.safetensors"
+        return Popularity.of_arrays(read_arrays(path)) if path.name in self.manifest["files"] else None
 
     @cached_property
-    def popularity(self) -> Popularity | None:
-        """Counts by day up to the cut; None where the data has no times. A fresh value each time a bundle is opened:
-        serving goes on counting in it."""
-        path = self.path / "popularity.safetensors"
-        return Popularity.of_arrays(_read_arrays(path)) if path.name in self.manifest["files"] else None
+    def thumbnails(self) -> dict[int, bytes]:
+        """Item index -> JPEG."""
+        path = self.path / "thumbnails.parquet"
+        return dict(_read_parquet(path).iter_rows()) if path.name in self.manifest["files"] else {}
 
     @cached_property
     def ranker(self) -> Ranker | None:
@@ -269,19 +270,17 @@ class Bundle:
         if settings is None:
             return None
         text = (self.path / "ranker.txt").read_text(encoding="utf-8")
-        return Ranker.of(settings, _read_arrays(self.path / "ranker.safetensors"), text)
+        return Ranker.of(settings, read_arrays(self.path / "ranker.safetensors"), text)
 
     @cached_property
     def generators(self) -> dict[str, Form]:
-        """Forms of the second stage's generators by name."""
-        found = {}
-        for entry in self.manifest["generators"]:
-            arrays = _read_arrays(self.path / f"generator.{entry['name']}.safetensors")
-            found[entry["name"]] = Form(
-                entry["program"], _own_arrays(arrays), entry["meta"], arrays.get(_VECTORS), arrays.get(_BIAS),
-                tuple(entry["widths"]),
-            )  # fmt: skip
-        return found
+        """Forms of the second stage's generators by name; the bundle's own model among them is `form` itself."""
+        return {
+            entry["name"]: read_form(self.path / f"generator.{entry['name']}.safetensors", entry)
+            if entry["own"]
+            else self.form
+            for entry in self.manifest["generators"]
+        }
 
     @property
     def item_counts_I(self) -> np.ndarray:
@@ -298,16 +297,13 @@ class Bundle:
         Raises ModelError for a width the model lacks.
         """
         legal_width(width, tuple(self.manifest["widths"]))
-        arrays = _own_arrays(self._arrays)
         widths = tuple(w for w in self.manifest["widths"] if width is None or w <= width)
         vectors = None
         if widths:
             with open(self.path / "items.bin", "rb") as handle:
                 parts = [read_block(handle, block) for block in self.manifest["blocks"][: len(widths)]]
             vectors = np.concatenate(parts, axis=1)
-        return Form(
-            self.manifest["program"], arrays, self.manifest["meta"], vectors, self._arrays.get(_BIAS), widths
-        )
+        return form_from(self.manifest, self._arrays, vectors, widths)
 
     def scorer(self) -> "Program":
         """The program that scores; raises BundleError where this version does not know it."""
@@ -340,17 +336,6 @@ def _read_manifest(folder: Path, again: str) -> dict[str, Any]:
         if not right or not isinstance(manifest[key], kinds.get(key, object)):
             raise BundleError(f"manifest.json is damaged ({key})", where=folder, fix=again)
     return manifest
-
-
-def _own_arrays(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(_FORM): value for name, value in stored.items() if name.startswith(_FORM)}
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return load(path.read_bytes())
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"cannot be read ({error})", where=path) from None
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:

@@ -14,6 +14,8 @@ class RankerConfig(Config):
     """Models of the recipe that candidates come from, the fits of the first seed."""
     per_generator: Annotated[int, Field(ge=1, le=10_000)] = 50
     """Best unseen items that each generator hands on."""
+    queries: Annotated[int, Field(ge=1)] = 20_000
+    """Most questions of the ranker part whose candidates are learnt from; of more, so many are drawn."""
     tables: tuple[str, ...] = ()
     """Item feature tables whose likeness to the recent history becomes features."""
     dims: Annotated[int, Field(ge=1)] = 32

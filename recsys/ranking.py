@@ -151,6 +151,9 @@ def _items(
 
 def _lists(config: RankerConfig, models: Mapping[str, Model], split: Split, items: Items) -> Lists:
     asked = split.queries("ranker")
+    if len(asked) > config.queries:
+        drawn = np.random.default_rng(config.seed).permutation(len(asked))[: config.queries]
+        asked = asked.take(np.sort(drawn))
     popularity = Popularity.of_log(split.fit_log(("train", "ranker")))
     features, labels, lengths, found, wanted = [], [], [], 0, 0
     for start in track(range(0, len(asked), BATCH), "candidates for the ranker"):

@@ -124,21 +124,28 @@ def ranking_features(
 def _agreement(scores_GC: np.ndarray) -> list[np.ndarray]:
     """By generator: the score in standard deviations of these candidates, and log(1 + number of better ones); then how
     many generators are for it, and its best rank."""
-    columns, ranks = [], []
-    for scores_C in scores_GC.astype(np.float64):
-        told = scores_C[~np.isnan(scores_C)]
-        spread = told.std() if len(told) else 0.0
-        columns.append(
-            (scores_C - told.mean()) / spread if spread > 0 else np.where(np.isnan(scores_C), np.nan, 0.0)
-        )
-        better_C = (len(told) - np.searchsorted(np.sort(told), scores_C, side="right")).astype(np.float64)
-        better_C[np.isnan(scores_C)] = np.nan
-        ranks.append(better_C)
-        columns.append(np.log1p(better_C))
-    ranks_GC = np.stack(ranks)
-    told_C = ~np.isnan(ranks_GC).all(axis=0)
-    best_C = np.where(told_C, np.fmin.reduce(ranks_GC, axis=0), np.nan)
-    return [*columns, (ranks_GC < AGREED).sum(axis=0).astype(np.float32), np.log1p(best_C)]
+    scores_GC = scores_GC.astype(np.float64)
+    untold_GC = np.isnan(scores_GC)
+    if untold_GC.any():
+        told_G1 = (~untold_GC).sum(axis=1, keepdims=True)
+        zeros_GC = np.where(untold_GC, 0, scores_GC)
+        mean_G1 = zeros_GC.sum(axis=1, keepdims=True) / np.maximum(told_G1, 1)
+        apart_GC = np.where(untold_GC, 0, scores_GC - mean_G1)
+        spread_G1 = np.sqrt((apart_GC**2).sum(axis=1, keepdims=True) / np.maximum(told_G1, 1))
+    else:
+        told_G1 = np.full((len(scores_GC), 1), scores_GC.shape[1])
+        apart_GC = scores_GC - scores_GC.mean(axis=1, keepdims=True)
+        spread_G1 = np.sqrt((apart_GC**2).mean(axis=1, keepdims=True))
+    z_GC = np.where(spread_G1 > 0, apart_GC / np.where(spread_G1 > 0, spread_G1, 1), 0.0)
+    ranks_GC = np.empty_like(scores_GC)
+    for row, sorted_C in enumerate(np.sort(scores_GC, axis=1)):  # NaN sorts last
+        told = int(told_G1[row, 0])
+        ranks_GC[row] = told - np.searchsorted(sorted_C[:told], scores_GC[row], side="right")
+    if untold_GC.any():
+        z_GC[untold_GC] = ranks_GC[untold_GC] = np.nan
+    log_GC = np.log1p(ranks_GC)
+    columns = [column_C for pair in zip(z_GC, log_GC, strict=True) for column_C in pair]
+    return [*columns, (ranks_GC < AGREED).sum(axis=0), np.fmin.reduce(log_GC, axis=0)]
 
 
 def _likeness(recent: Items, here: Items) -> list[np.ndarray]:

@@ -32,7 +32,9 @@ class BundleConfig(Config):
     histories: int = Field(default=200, ge=0)
     """Newest events kept per user; 0 keeps no user at all."""
     columns: tuple[str, ...] = ("title", "category", "image_path")
-    """Columns of the items table shown to people."""
+    """Columns of the items table shown to people; a boolean column `available` keeps items out of answers."""
+    thumbnails: int = Field(default=0, ge=0, le=1024)
+    """Longest side in pixels of the pictures that go along; 0 = none."""
 
 
 class TrackConfig(Config):

@@ -1,7 +1,8 @@
 """Names to classes, resolved only when asked for. Third parties are reached as "package.module:Class"."""
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from recsys.errors import ConfigError, nearest
 
@@ -31,7 +32,20 @@ EXTRACTORS = {
     "reduce": "recsys.features.reduce:ReduceExtractor",
 }
 
+ENCODING = {
+    "extractor": "recsys.features.extract:make_extractor",
+    "typed_rows": "recsys.features.metadata:encode",
+    "fields": "recsys.features.field_table:fields_of",
+}
+"""What serving calls for the content of a new item, where it is installed."""
+
 ClassT = TypeVar("ClassT")
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """A function of ENCODING. Raises ImportError where what it needs is not installed."""
+    module, _, attribute = ENCODING[name].partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def load_class(name: str, table: dict[str, str], base: type[ClassT]) -> type[ClassT]:

@@ -9,10 +9,14 @@ Times are whole seconds since 1970-01-01 UTC unless a Dataset has an `order` col
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recsys.errors import ModelError
+
+if TYPE_CHECKING:
+    from recsys.item_encoding import ItemEncoding
 
 SCHEMA_VERSION = 1
 
@@ -197,7 +201,8 @@ class Form:
 
     program: one of `recsys.serving.forms.PROGRAMS`. arrays: named weights. item_vectors_ID: float32 rows of
     the catalogue where scoring is a dot product; `widths` are its nested prefixes, ascending, the last
-    being D. item_bias_I is added to every width's scores. meta: JSON values the program needs.
+    being D. item_bias_I is added to every width's scores. meta: JSON values the program needs. encoding: how the
+    vectors of items come from content (`recsys.item_encoding.ItemEncoding`), where the model is inductive.
     """
 
     program: str
@@ -206,6 +211,7 @@ class Form:
     item_vectors_ID: np.ndarray | None = None
     item_bias_I: np.ndarray | None = None
     widths: tuple[int, ...] = ()
+    encoding: "ItemEncoding | None" = None
 
 
 def pick(scores_QI: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:

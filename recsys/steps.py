@@ -30,6 +30,7 @@ from recsys.report import Report
 from recsys.schema import Dense, Form
 from recsys.sources.base import Source
 from recsys.splits import Split
+from recsys.thumbnails import thumbnails
 from recsys.tracking import REPORT_TAG, Tracking
 
 
@@ -40,9 +41,12 @@ class SecondStage:
     box: Box
     fits: Sequence[Fit]
 
-    def forms(self) -> dict[str, tuple[str, Form]]:
-        """name -> (registered model, form)."""
-        return {one.job.name: (one.job.kind, one.model().serving_form()) for one in self.fits}
+    def forms(self, chosen: Fit, form: Form) -> dict[str, tuple[str, Form]]:
+        """name -> (registered model, form); `form` itself for the chosen model."""
+        return {
+            one.job.name: (one.job.kind, form if one.job == chosen.job else one.model().serving_form())
+            for one in self.fits
+        }
 
 
 def make_data(box: Box, source: Source) -> None:
@@ -187,9 +191,10 @@ def make_bundle(
     history = split.fit_log(known)
     ranker = None if second is None else load_ranker(second.box.folder)
     shipped = ranker is not None and ranker.facts["shipped"]
+    form = model.serving_form()
     content = BundleContent(
         model=one.job.kind,
-        form=model.serving_form(),
+        form=form,
         items=items,
         item_counts_I=split.fit_log(one.job.train.fit_parts).item_counts(),
         users=user_histories(history, split.user_ids, recipe.bundle.histories),
@@ -205,8 +210,10 @@ def make_bundle(
         mlflow_run_id=run_id,
         reports={"fit": one.facts()} | ({} if ranker is None else {"ranker": dict(ranker.facts)}),
         popularity=Popularity.of_log(history) if dataset.has_time else None,
+        content=_content_facts(recipe, tables),
+        thumbnails=thumbnails(dataset, split.item_ids, recipe.bundle.thumbnails),
         ranker=ranker if shipped else None,
-        generators=second.forms() if shipped else {},
+        generators=second.forms(one, form) if shipped else {},
     )
     bundle = write_bundle(box.scratch / "bundle", content)
     asked = split.queries("valid").take(slice(0, 64)).queries
@@ -219,6 +226,19 @@ def make_bundle(
             )
     box.folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(box.scratch / "bundle", box.folder)
+
+
+def _content_facts(recipe: Recipe, tables: Mapping[str, Box]) -> dict[str, Any]:
+    """Item table -> its part of the recipe, its width, and for typed fields their vocabularies and statistics: what
+    serving makes a new item's rows with."""
+    found = {}
+    for name, box in tables.items():
+        table = load_table(box.folder)
+        if table.entity == "item":
+            width = as_vectors(table.align(table.ids.head(1))).width
+            fields = table.manifest.get("fields")
+            found[name] = {"settings": dict(recipe.features[name]), "width": width, "fields": fields}
+    return found
 
 
 def make_report(

@@ -37,6 +37,8 @@ def export_bundle(bundle: Bundle, folder: Path, width: int | None, vectors: Vect
         licence_text=text.read_text(encoding="utf-8") if text.name in manifest["files"] else None,
         vectors=vectors,
         popularity=bundle.popularity,
+        content=manifest["content"],
+        thumbnails=bundle.thumbnails,
         **_second_stage(bundle, form),
         exported_from={"bundle_id": bundle.id, "width": form.widths[-1] if form.widths else None},
         **{

@@ -121,7 +121,7 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
         },
         JUDGED,
     ),
-    **every("bundle", {"histories": 7, "columns": ["title"]}, {"bundle", "report", "track"}),
+    **every("bundle", {"histories": 7, "columns": ["title"], "thumbnails": 64}, {"bundle", "report", "track"}),
     **every(
         "track",
         {"enabled": False, "uri": "sqlite:///other.db", "experiment": "other", "registered_name": "other"},
@@ -200,10 +200,21 @@ def test_the_table_covers_every_key():
 @pytest.mark.parametrize(
     "key, value",
     {
-        "generators": ["ease", "popularity"], "per_generator": 7, "tables": ["text"], "dims": 3, "trees": 5, "leaves": 4,
-        "learning_rate": 0.2, "min_leaf": 9, "truncation": 7, "popularity_dropout": 0.5, "seed": 1, "required_lift": 0.1,
+        "generators": ["ease", "popularity"],
+        "per_generator": 7,
+        "queries": 9,
+        "tables": ["text"],
+        "dims": 3,
+        "trees": 5,
+        "leaves": 4,
+        "learning_rate": 0.2,
+        "min_leaf": 9,
+        "truncation": 7,
+        "popularity_dropout": 0.5,
+        "seed": 1,
+        "required_lift": 0.1,
     }.items(),
-)  # fmt: skip
+)
 def test_a_changed_key_of_the_ranker_makes_it_again_and_what_rests_on_it(key, value, dataset, tmp_path):
     values = with_key(values_of(dataset), "ranker", {"generators": ["ease"]})
     before = planned(values, tmp_path)

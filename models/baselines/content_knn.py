@@ -1,6 +1,7 @@
 """Content kNN: what resembles the history, by the content of items alone. The floor of every cold-start report."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -8,10 +9,11 @@ from pydantic import Field
 
 from recsys.config import Config
 from recsys.features.whitening import Whitening
+from recsys.item_encoding import ItemEncoding, TableMap, unit
 from recsys.models.base import FitContext
 from recsys.models.vectors import VectorModel, Vectors
 from recsys.profile import Profile
-from recsys.schema import Dense
+from recsys.schema import Dense, Form
 
 
 class ContentKNNConfig(Config):
@@ -65,8 +67,17 @@ class ContentKNN(VectorModel[ContentKNNConfig]):
             table = feature_rows[name]
             part_NK = whitening(table.values_EF, table.present_E)
             part_NK[~table.present_E] = 0
-            parts.append(_unit(part_NK))
-        return _unit(np.concatenate(parts, axis=1))
+            parts.append(unit(part_NK))
+        return unit(np.concatenate(parts, axis=1))
+
+    def serving_form(self) -> Form:
+        tables = {
+            name: TableMap(
+                whitening.mean_F, whitening.map_FK, np.zeros(whitening.map_FK.shape[1], np.float32)
+            )
+            for name, whitening in self.whitenings.items()
+        }
+        return replace(super().serving_form(), encoding=ItemEncoding("unit", tables))
 
     def state(self) -> dict[str, np.ndarray]:
         arrays = super().state()
@@ -79,7 +90,3 @@ class ContentKNN(VectorModel[ContentKNNConfig]):
         model = super().from_state(config, state)
         model.whitenings = {name: Whitening.from_state(state, f"whitening.{name}") for name in config.tables}
         return model
-
-
-def _unit(rows_ND: np.ndarray) -> np.ndarray:
-    return rows_ND / np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), 1e-12)
