@@ -135,6 +135,7 @@ class VectorProgram(Program):
             self.form,
             arrays=arrays,
             item_vectors_ID=np.ascontiguousarray(self.form.item_vectors_ID[:, :width]),
+            encoding=None if self.form.encoding is None else self.form.encoding.cut(width),
             widths=tuple(inside for inside in self.widths if inside <= width),
         )
 
@@ -152,9 +153,15 @@ class Dot(VectorProgram):
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
+        return self.score_vectors(self.query_vectors(queries, width), candidates, width)
+
+    def score_vectors(
+        self, vectors_QD: np.ndarray, candidates: np.ndarray | None, width: int | None
+    ) -> np.ndarray:
+        """`score` where the query vectors are known, of this width or a wider one."""
         width = legal_width(width, self.widths)
-        vectors_ID, bias_I = self.form.item_vectors_ID[:, :width], self.form.item_bias_I
-        return dot_scores(self.query_vectors(queries, width), vectors_ID, bias_I, candidates)
+        items_ID, bias_I = self.form.item_vectors_ID[:, :width], self.form.item_bias_I
+        return dot_scores(vectors_QD[:, :width], items_ID, bias_I, candidates)
 
     def cut(self, width: int | None) -> Form:
         width = legal_width(width, self.widths)
@@ -162,12 +169,24 @@ class Dot(VectorProgram):
 
 
 class Sequence(VectorProgram):
-    """A sequence model: its network over the history, then a dot product with the item vectors (see `Network`)."""
+    """A sequence model: its network over the history, then a dot product with the item vectors (see `Network`).
+
+    Where it `steps`, what a history leaves behind can be kept, and one more event costs the same however long it is.
+    """
 
     def __init__(self, form: Form):
         super().__init__(form)
         network = WholeNetwork if form.program == "bidirectional" else Network
         self.networks = {width: network(form, width) for width in form.widths}
+
+    @property
+    def steps(self) -> bool:
+        return self.form.meta["window"] is None and self.form.program != "bidirectional"
+
+    @property
+    def network(self) -> Network:
+        """The one of the full width; the narrower ones' vectors are the first values of its own."""
+        return self.networks[self.widths[-1]]
 
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
         return self.networks[legal_width(width, self.widths)].encode(queries.history)
@@ -175,9 +194,15 @@ class Sequence(VectorProgram):
     def score(
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
+        return self.score_vectors(self.query_vectors(queries, width), queries, candidates, width)
+
+    def score_vectors(
+        self, vectors_QD: np.ndarray, queries: Queries, candidates: np.ndarray | None, width: int | None
+    ) -> np.ndarray:
+        """`score` where the query vectors are known, of this width or a wider one."""
         width = legal_width(width, self.widths)
         return dot_scores(
-            self.query_vectors(queries, width),
+            vectors_QD[:, :width],
             self.form.item_vectors_ID[:, :width],
             self.form.item_bias_I,
             candidates,

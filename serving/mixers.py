@@ -56,6 +56,21 @@ class LRU:
         h_BD = (self.lambda_D * h_BD + (v_re + 1j * v_im)).astype(np.complex64)
         return h_BD.real @ arrays["C_re"].T - h_BD.imag @ arrays["C_im"].T + arrays["c"], (h_BD,)
 
+    def scan(self, u_LD: np.ndarray) -> tuple[np.ndarray, State]:
+        """One row at once: (what every event gives [L, D], the state after the last). The products see all events
+        together, and only the recurrence goes event by event."""
+        arrays = self.arrays
+        h_LD = np.empty((len(u_LD), len(self.lambda_D)), np.complex64)
+        h_LD.real = u_LD @ arrays["B_re"].T + arrays["b_re"]
+        h_LD.imag = u_LD @ arrays["B_im"].T + arrays["b_im"]
+        lambda_D, carried_D = self.lambda_D.astype(np.complex64), np.zeros(len(self.lambda_D), np.complex64)
+        for h_D in h_LD:
+            np.multiply(lambda_D, carried_D, out=carried_D)
+            h_D += carried_D
+            carried_D[:] = h_D
+        y_LD = h_LD.real @ arrays["C_re"].T - h_LD.imag @ arrays["C_im"].T + arrays["c"]
+        return y_LD, (h_LD[-1:].copy(),)
+
 
 class GRU:
     """Gated recurrent unit. State: what it last gave, [B, D]."""

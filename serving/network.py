@@ -22,6 +22,11 @@ class Encoded:
     per_block: tuple[State, ...]
     vectors_BD: np.ndarray
 
+    def to_bytes(self) -> bytes:
+        """For `Network.restored`."""
+        parts = [part for state in self.per_block for part in state]
+        return b"".join(np.ascontiguousarray(part).tobytes() for part in [*parts, self.vectors_BD])
+
     def head(self, rows: int) -> "Encoded":
         """The first rows."""
         per_block = tuple(tuple(part[:rows] for part in state) for state in self.per_block)
@@ -99,9 +104,42 @@ class Network:
             tuple(mixer.initial(rows) for mixer in self.mixers),
         )
 
+    def restored(self, data: bytes) -> Encoded:
+        """What one row's `to_bytes` gave. Raises ModelError for bytes of another length."""
+        like, offset = self.initial(1), 0
+
+        def taken(part: np.ndarray) -> np.ndarray:
+            nonlocal offset
+            found = np.frombuffer(data, part.dtype, part.size, offset).reshape(part.shape)
+            offset += part.nbytes
+            return found
+
+        size = sum(part.nbytes for state in like.per_block for part in state) + like.vectors_BD.nbytes
+        if len(data) != size:
+            raise ModelError(f"a state of {len(data)} bytes", expected=f"{size}, as of this network")
+        per_block = tuple(tuple(taken(part) for part in state) for state in like.per_block)
+        return Encoded(per_block, taken(like.vectors_BD))
+
     def step(self, encoded: Encoded, items_B: np.ndarray) -> Encoded:
         """After one more event per row; with a recurrent mixer the cost does not depend on the history."""
         return self._advance(self.items_ID[items_B], encoded.per_block)
+
+    def read(self, items_L: np.ndarray) -> Encoded:
+        """One whole history, as `step` after `step` from the start would leave it."""
+        if not hasattr(self.mixers[0], "scan"):
+            encoded = self.initial(1)
+            for item in items_L:
+                encoded = self.step(encoded, np.array([item]))
+            return encoded
+        u_LD = self._entered(np.concatenate([self.arrays["start"][None], self.items_ID[items_L]]))
+        after = []
+        for block, mixer in zip(self.blocks, self.mixers, strict=True):
+            y_LD, state = mixer.scan(self._norm(u_LD, block, "norm1") if self.pre else u_LD)
+            after.append(state)
+            if block is self.blocks[-1]:  # only the last event's vector is asked for
+                u_LD, y_LD = u_LD[-1:], y_LD[-1:]
+            u_LD = self._left(u_LD, y_LD, block)
+        return Encoded(tuple(after), u_LD)
 
     def encode(self, history: Ragged) -> np.ndarray:
         """[Q, m] query vectors of whole histories, longest first, so that every step works on active rows only."""

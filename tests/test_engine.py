@@ -14,7 +14,7 @@ from recsys.bundle import BundleContent, write_bundle
 from recsys.errors import RequestError
 from recsys.schema import Form, Queries
 from recsys.serving.engine import Filters, Query, Ranked, RankingEngine
-from recsys.serving.state import StateStore
+from recsys.serving.state import open_state
 
 MODELS = ["fmrlrec", "ease", "itemknn", "popularity"]
 
@@ -332,7 +332,7 @@ def test_an_unknown_item_does_not_shift_the_others(cases, engine):
 
 def test_events_of_unknown_items_are_kept_and_named(cases, tmp_path):
     case = cases("fmrlrec")
-    store = StateStore(tmp_path / "state.db")
+    store = open_state(tmp_path / "state.db")
     engine = RankingEngine(case.bundle, store)
     engine.observe("a", 10**6, 777, at=1)
     engine.observe("b", 10**6, 4, at=2)

@@ -19,7 +19,6 @@ from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import ConfigError
 from recsys.files import write_bytes
-from recsys.serving.api import id_from_text
 from recsys.serving.engine import Query, Ranked, RankingEngine
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _example(engine: RankingEngine) -> None:
 
 
 def _name(engine: RankingEngine, item_id: int | str) -> str:
-    title = engine.titles[engine.index_of[item_id]]
+    title = engine.catalogue.titles[engine.catalogue.index_of[item_id]]
     return escape(str(item_id) if title is None else f"{title} [{item_id}]")
 
 
@@ -152,16 +151,16 @@ def recommend(
     engine: RankingEngine, user: str | None, history: str | None, k: int, width: int | None
 ) -> None:
     if user is not None:
-        query = Query(user_id=id_from_text(engine, "user", user), width=width)
+        query = Query(user_id=engine.id_from_text("user", user), width=width)
     else:
-        items = [id_from_text(engine, "item", text.strip()) for text in history.split(",") if text.strip()]
+        items = [engine.id_from_text("item", text.strip()) for text in history.split(",") if text.strip()]
         query = Query(history=items, width=width)
     whom = "this history" if user is None else f"user {escape(user)}"
     _print_ranked(engine.recommend(query, k), f"recommended for {whom}")
 
 
 def similar(engine: RankingEngine, item: str, k: int) -> None:
-    item_id = id_from_text(engine, "item", item)
+    item_id = engine.id_from_text("item", item)
     ranked = engine.similar(item_id, k)
     _print_ranked(ranked, f"like {_name(engine, item_id)}")
 

@@ -1,0 +1,92 @@
+"""What the engine is asked, and what it answers."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Id = int | str
+Fallback = Literal["popular", "content"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """Who asks: a user, or a history of item ids (oldest first), which wins over the stored one. at: UTC seconds; the
+    engine's clock where None."""
+
+    user_id: Id | None = None
+    history: Sequence[Id] | None = None
+    width: int | None = None
+    at: int | None = None
+
+
+@dataclass(frozen=True)
+class Filters:
+    """include: only these items; exclude: never these; category: items that carry one of these names."""
+
+    include: Sequence[Id] | None = None
+    exclude: Sequence[Id] = ()
+    category: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """mmr: weight of relevance against likeness to what stands above, 0 to 1; None = relevance alone. category_cap:
+    most items of any one category. explore: last places given to items drawn evenly; seed: of the draw."""
+
+    mmr: float | None = None
+    category_cap: int | None = None
+    explore: int = 0
+    seed: str = ""
+
+
+class Source(NamedTuple):
+    """A generator that found an item: at which place of its own list, with which score; "explore" has neither."""
+
+    generator: str
+    rank: int | None
+    score: float | None
+
+
+class RankedItem(NamedTuple):  # not a dataclass: two hundred of them are made for an answer
+    """One line of an answer. index: in the catalogue, -1 for an item that came with the request. score: None for an
+    item drawn for exploration, and for one that nothing can score. contributions: what each feature adds to the score,
+    where asked for and trees rank."""
+
+    item_id: Id
+    score: float | None
+    title: str | None = None
+    index: int = -1
+    sources: tuple[Source, ...] = ()
+    contributions: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """An answer, best first. fallback "popular": nothing was known of the user; "content": only that of items sent
+    along was used. unknown_items: ids outside the catalogue, in the history or among the candidates; not ranked.
+    missing: of items sent along, the tables that each lacks. timings: stage -> milliseconds."""
+
+    items: list[RankedItem]
+    fallback: Fallback | None = None
+    unknown_items: list[Id] = field(default_factory=list)
+    history_length: int = 0
+    missing: Mapping[Id, list[str]] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+
+class Timer:
+    """Milliseconds by stage."""
+
+    def __init__(self):
+        self._start = self._last = time.perf_counter()
+        self.stages: dict[str, float] = {}
+
+    def mark(self, stage: str) -> None:
+        """The stage that ends here."""
+        now = time.perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + 1000 * (now - self._last)
+        self._last = now
+
+    def done(self) -> dict[str, float]:
+        return self.stages | {"total": 1000 * (time.perf_counter() - self._start)}
