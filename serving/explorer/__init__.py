@@ -1,0 +1,1 @@
+"""The explorer: a static page over the HTTP API."""
