@@ -16,12 +16,32 @@ from recsys.bundle import write_bundle
 from recsys.serving import wire
 from recsys.serving.api import create_app
 from recsys.serving.engine import Query, RankingEngine
+from recsys.serving.guard import Guard
+from recsys.serving.metrics import Metrics
 
 ROUTES = {
     ("post", "/v1/rank"),
     ("post", "/v1/recommend"),
     ("post", "/v1/events"),
+    ("post", "/v1/rank/batch"),
+    ("post", "/v1/recommend/batch"),
+    ("post", "/v1/similar"),
+    ("post", "/v1/events/batch"),
+    ("post", "/v1/items"),
+    ("delete", "/v1/items/{item_id}"),
+    ("delete", "/v1/users/{user_id}"),
+    ("get", "/v1/items"),
+    ("get", "/v1/items/{item_id}"),
+    ("get", "/v1/items/{item_id}/image"),
     ("get", "/v1/items/{item_id}/similar"),
+    ("get", "/v1/users"),
+    ("get", "/v1/users/{user_id}"),
+    ("get", "/v1/models"),
+    ("get", "/v2"),
+    ("get", "/v2/models/{name}"),
+    ("get", "/v2/models/{name}/ready"),
+    ("get", "/v2/health/live"),
+    ("get", "/v2/health/ready"),
     ("get", "/healthz"),
     ("get", "/readyz"),
 }
@@ -35,14 +55,19 @@ def engine(cases) -> RankingEngine:
 @pytest.fixture
 def client(engine) -> Iterator[TestClient]:
     """A started server; an exception inside it fails the test."""
-    with TestClient(create_app(engine)) as started:
+    with TestClient(guarded(engine)) as started:
         yield started
 
 
 @pytest.fixture
 def text_client(text_case) -> Iterator[TestClient]:
-    with TestClient(create_app(RankingEngine(text_case.bundle))) as started:
+    with TestClient(guarded(RankingEngine(text_case.bundle))) as started:
         yield started
+
+
+def guarded(engine: RankingEngine) -> Guard:
+    """The application behind the guard, as it is served."""
+    return Guard(create_app(engine), None, wire.MAX_BODY_BYTES, 256, 5.0, Metrics())
 
 
 def problem(response, status: int = 422) -> str:
@@ -65,7 +90,7 @@ def test_rank_and_recommend(cases, client):
         answer = response.json()
         assert differences(entry, answer) == []
         assert answer["model"]["bundle_id"] == cases("fmrlrec").bundle.id
-        assert answer["timings_ms"]["rank"] >= 0
+        assert set(answer["timings_ms"]) >= {"history", "retrieve", "answer", "total"}
         wire.Answer.model_validate(answer)
 
 
@@ -278,14 +303,11 @@ def test_bodies_that_are_too_large(client):
     fits += b" " * (wire.MAX_BODY_BYTES - len(fits))
     headers = {"content-type": "application/json"}
     assert client.post("/v1/recommend", content=fits, headers=headers).status_code == 200
-    assert "at most" in problem(client.post("/v1/recommend", content=fits + b" ", headers=headers), 413)
-    chunks = (b"{" for _ in range(2))  # no length is given
+    problem(client.post("/v1/recommend", content=fits + b" ", headers=headers), 413)
+    chunks = (fits[: 1 << 20] for _ in range(10))  # no length is given: counted as it comes
     problem(client.post("/v1/recommend", content=chunks, headers=headers), 413)
-    for length in ("-1", "many", "²", "9" * 30, "1e3"):
-        response = client.post(
-            "/v1/recommend", content=b"{}", headers=headers | {"content-length": length.encode("latin-1")}
-        )
-        problem(response, 413)
+    short = (part for part in (b'{"k"', b": 3}"))
+    assert client.post("/v1/recommend", content=short, headers=headers).status_code == 200
 
 
 def test_queries_that_are_wrong(client):
@@ -303,7 +325,6 @@ def test_similarity_a_model_lacks(cases):
 
 def test_unknown_routes_and_methods(client):
     problem(client.get("/v1/nothing"), 404)
-    problem(client.get("/"), 404)
     problem(client.get("/v1/rank"), 405)
     problem(client.put("/v1/recommend", json={}), 405)
     problem(client.delete("/v1/events"), 405)
@@ -341,8 +362,10 @@ def test_openapi_document(client):
     for path, methods in document["paths"].items():
         for route in methods.values():
             assert route["summary"], path
-            schema = route["responses"]["200"]["content"]["application/json"]["schema"]
-            assert schemas[schema["$ref"].rsplit("/", 1)[1]]["properties"], path
+            if not path.endswith("/image"):
+                schema = route["responses"]["200"]["content"]["application/json"]["schema"]
+                named = schema.get("$ref", "").rsplit("/", 1)[-1]
+                assert schemas[named]["properties"] if named else path.startswith("/v2"), path
             for status, refusal in route["responses"].items():
                 if status != "200":
                     described = refusal["content"]["application/problem+json"]["schema"]

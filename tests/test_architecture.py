@@ -53,8 +53,14 @@ FORBIDDEN["recsys.models"] += (
 ONLY = {
     "mlflow": ("recsys.tracking",),
     "accelerate": ("recsys.train",),
-    "fastapi": ("recsys.serving.api", "recsys.serving.wire"),
-    "uvicorn": ("recsys.serving.api",),
+    "fastapi": (
+        "recsys.serving.admin",
+        "recsys.serving.api",
+        "recsys.serving.browse",
+        "recsys.serving.routes",
+    ),
+    "uvicorn": ("recsys.serving.run",),
+    "redis": ("recsys.serving.state.redis",),
     # the last but one say whether there is one; RecBole's driver runs in its own environment
     "torch": (
         "recsys.models", "recsys.features", "recsys.train", "recsys.averaging", "recsys.checkpoint", "recsys.cli",
@@ -70,6 +76,8 @@ ONLY = {
     **{name: () for name in ("pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")},
 }  # fmt: skip
 """Package -> the only modules that import it themselves."""
+ON_REQUEST = {"redis"}
+"""Extras that serving imports when it is asked for what needs them."""
 DISTRIBUTIONS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
 """Distributions that are imported under another name."""
 
@@ -142,10 +150,12 @@ def test_serving_needs_the_base_install_only():
     allowed = {DISTRIBUTIONS.get(name, name) for name in base} | {
         "recsys",
         "starlette",
-    }  # fastapi brings starlette
+        "anyio",
+    }  # fastapi brings starlette, and starlette anyio
     wrong: dict[str, set[str]] = {}
     for name in (name for prefix in SERVED for name in members(prefix)):
         found = {target.split(".")[0] for target in reach(name)} - allowed - set(sys.stdlib_module_names)
+        found -= ON_REQUEST  # inside functions, and a missing one is told
         if found:
             wrong[name] = found
     assert not wrong, shown("outside the base install", wrong)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recsys.cli.bench import attach_bench
 from recsys.cli.compare import attach_compare
 from recsys.cli.export import attach_export
 from recsys.cli.features import features_app
 from recsys.cli.recbole import attach_recbole
+from recsys.cli.serve import attach_serve
 from recsys.cli.tune import attach_tune
 from recsys.errors import ConfigError, RecsysError
 
@@ -252,35 +254,6 @@ def similar(
 
 
 @app.command()
-def serve(
-    bundle: BundleArgument,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 = any free one.", min=0, max=65_535)] = 8000,
-    state: Annotated[Path | None, typer.Option(help="SQLite file of live events; default: memory.")] = None,
-    clock: Annotated[str, typer.Option(help="now, or data: start at the bundle's last event.")] = "now",
-    tracking_uri: UriOption = None,
-) -> None:
-    """Serve a bundle over HTTP; needs no torch.
-
-    Examples:
-
-      recsys serve runs/movielens-100k/bundle
-
-      recsys serve models:/movielens-100k@champion
-    """
-    if clock not in ("now", "data"):
-        raise ConfigError(f"--clock {clock!r}", expected="now or data")
-    from recsys.serving import api
-
-    folder = _bundle(bundle, tracking_uri)
-
-    def listening(url: str) -> None:
-        typer.echo(f"serving {folder} on {url} (docs at {url}/docs)", err=True)
-
-    api.serve(folder, host=host, port=port, state=state, clock=clock, listening=listening)
-
-
-@app.command()
 def promote(
     name: Annotated[str, typer.Argument(help="Registered model, e.g. movielens-100k.")],
     alias: Annotated[str, typer.Option(help="Alias of the version to promote.")] = "candidate",
@@ -334,9 +307,11 @@ def _bundle(given: str, tracking_uri: str | None) -> Path:
     return Path(given)
 
 
+attach_bench(app, _bundle)
 attach_export(app, _bundle)
 attach_compare(app)
 attach_recbole(app)
+attach_serve(app, _bundle)
 attach_tune(app)
 
 
