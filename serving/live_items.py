@@ -1,6 +1,7 @@
 """The catalogue and the counts as all processes together have changed them."""
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -8,13 +9,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from recsys.bundle import Bundle
-from recsys.errors import RequestError
+from recsys.errors import RequestError, ServingError
 from recsys.serving.answers import Id
 from recsys.serving.catalogue import Catalogue, Cataloguer, from_bytes, to_bytes
 from recsys.serving.content import NewItem
 from recsys.serving.forms import Program
 from recsys.serving.state import StateStore
 
+logger = logging.getLogger("recsys")
 REFRESH_SECONDS = 1.0
 """How old what a process knows of other processes' items and counts may become."""
 
@@ -36,22 +38,29 @@ class LiveItems:
         self._changes: dict[Id, NewItem | None] = {}
         self._items_until = self._events_until = 0
         self._looked = -np.inf
+        self._away = False
         self._lock = threading.RLock()
 
     def refresh(self, *, force: bool = False) -> Catalogue:
-        """`now`, after a look at the store where the last one is a second ago."""
+        """`now`, after a look at the store where the last one is a second ago.
+
+        While the store is away the catalogue stays as it was seen last, which is logged once; with force, ServingError.
+        """
         moment = time.monotonic()
         if not force and moment - self._looked < REFRESH_SECONDS:
             return self.now
         with self._lock:
             self._looked = moment
-            changes = self.store.items_after(self._items_until)
-            if changes:
-                self._items_until = changes[-1][0]
-                for _, key, content in changes:
-                    self._changes[json.loads(key)] = None if content is None else from_bytes(content)
-                self._take_up()
-            self._count()
+            try:
+                self._look()
+            except ServingError as error:
+                if force:
+                    raise
+                if not self._away:
+                    logger.warning("the catalogue stays as it was seen last: %s", error)
+                self._away = True
+            else:
+                self._away = False
             return self.now
 
     def add(self, new: Sequence[NewItem]) -> dict[Id, list[str]]:
@@ -71,6 +80,15 @@ class LiveItems:
                 raise RequestError(f"item {item_id!r} is not in the catalogue")
         self.store.remove_items([json.dumps(item_id) for item_id in item_ids])
         self.refresh(force=True)
+
+    def _look(self) -> None:
+        changes = self.store.items_after(self._items_until)
+        if changes:
+            self._items_until = changes[-1][0]
+            for _, key, content in changes:
+                self._changes[json.loads(key)] = None if content is None else from_bytes(content)
+            self._take_up()
+        self._count()
 
     def _take_up(self) -> None:
         added = {item_id: item for item_id, item in self._changes.items() if item is not None}

@@ -83,8 +83,11 @@ class Rollout:
                 self._told("same")
                 return former
             deployed = self._opened(path)
-            self.previous, self._current = former, deployed
+            dropped, self.previous, self._current = self.previous, former, deployed
+            shared = [one for _, _, one in self._variants]
         self._told("loaded")
+        if dropped is not None and all(dropped is not one for one in shared):
+            dropped.engine.close()  # the thread that keeps its states would hold all of it in memory
         return deployed
 
     def rollback(self) -> Deployed:

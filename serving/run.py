@@ -57,31 +57,33 @@ def serve(bundle: str | Path, options: Options, listening: Callable[[str], None]
     port 0: any free one. listening(url) is called once the port is ours. Raises BundleError for a bad bundle,
     ServingError for an address or a store that cannot be had, or a public address without keys.
     """
-    if options.host not in _LOCAL and options.keys is None:
-        raise ServingError(
-            "no API keys", where=options.host, expected="keys on an address that others reach",
-            fix="give --keys FILE, or serve on 127.0.0.1",
-        )  # fmt: skip
     if options.workers > 1 and options.state is None:
         raise ServingError(
             "several workers without a common state", fix="give --state FILE or redis://HOST:PORT/DB"
         )
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(options.host, options.port))
+        if options.host not in _LOCAL and options.keys is None:
+            raise ServingError(
+                "no API keys", where=options.host, expected="keys on an address that others reach",
+                fix="give --keys FILE, or serve on 127.0.0.1",
+            )  # fmt: skip
         admin = None
         if options.admin_port is not None:
             admin = stack.enter_context(_listen("127.0.0.1", options.admin_port))
         pointer = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "bundle.json"
 
-        def run_worker(socket_: socket.socket, number: int) -> None:
-            run(Path(bundle), options, socket_, admin if number == 0 else None, pointer, leads=number == 0)
-
-        listening(f"http://{_shown(options.host)}:{listener.getsockname()[1]}")
+        url = f"http://{_shown(options.host)}:{listener.getsockname()[1]}"
         if options.workers == 1:
-            run_worker(listener, 0)
+            run(Path(bundle), options, listener, admin, pointer, leads=True, ready=lambda: listening(url))
         else:
             from recsys.serving.supervisor import supervise
 
+            def run_worker(socket_: socket.socket, number: int) -> None:
+                leads = number == 0
+                run(Path(bundle), options, socket_, admin if leads else None, pointer, leads=leads)
+
+            listening(url)  # before forking: bundles are opened after it, in every process
             supervise(run_worker, listener, options.workers)
 
 
@@ -93,8 +95,10 @@ def run(
     pointer_path: Path,
     *,
     leads: bool,
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """One process. leads: it asks the registry and takes orders; the others do as its pointer file says."""
+    """One process. leads: it asks the registry and takes orders; the others do as its pointer file says. ready() is
+    called when everything has been opened."""
     import uvicorn
 
     from recsys.bundle import Bundle
@@ -111,8 +115,9 @@ def run(
     from recsys.serving.wire import MAX_BODY_BYTES
 
     pointer = PointerFile(pointer_path)
-    first = Bundle.open(bundle)
-    offset = 0.0 if options.clock == "now" else first.manifest["last_event"] - time.time()
+    offset = 0.0
+    if options.clock == "data":
+        offset = Bundle.open(bundle, verify=False).manifest["last_event"] - time.time()
 
     def clock() -> float:
         return time.time() + offset
@@ -136,7 +141,8 @@ def run(
             if leads:
                 pointer.write(deployed.path)
 
-        use(bundle if leads or not pointer_path.exists() else pointer.read())
+        # a worker that starts again goes on with what the others serve, also the one that takes the orders
+        use(pointer.read() if pointer_path.exists() else bundle)
         rollout.set_variants(options.variants)
         rollout.set_shadow(options.shadow)
 
@@ -171,6 +177,7 @@ def run(
         guarded = Guard(app, keys, MAX_BODY_BYTES, options.max_in_flight, options.deadline, metrics)
         if admin is not None:
             stack.enter_context(_beside(uvicorn.Server(_config(admin_app(rollout, use))), admin))
+        ready()
         _run_server(uvicorn.Server(_config(guarded)), listener)
 
 
@@ -210,7 +217,11 @@ def _listen(host: str, port: int) -> socket.socket:
     """A bound socket: uvicorn would log a failure to bind and exit as if it were a bug."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family, backlog=1024)
+        listener = socket.create_server(address, family=family, backlog=1024)
+        # Connections inherit it. asyncio sets it only where a socket names its protocol, which this one does not; the
+        # body, written after the headers, would then wait 40 ms for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ServingError(

@@ -40,7 +40,8 @@ class _Worker:
 def supervise(
     run_worker: Callable[[socket.socket, int], None], listener: socket.socket, workers: int
 ) -> None:
-    """Run `run_worker(listener, number)` in that many processes until SIGTERM or SIGINT, then end them.
+    """Run `run_worker(listener, number)` in that many processes until SIGTERM or SIGINT, then close the listener and
+    end them.
 
     Call it in the main thread, before anything heavy is loaded or a thread started: workers are forks. One that ends by
     itself is started again, later each time it ends soon. On a signal workers get SIGTERM, and SIGKILL after 15 s; they
@@ -61,6 +62,7 @@ def supervise(
                     if not bell.stopped:
                         _mourn(worker, status)
         finally:
+            listener.close()  # or who connects now would wait until the last worker has ended, and then for nothing
             _end(places, bell)
 
 
