@@ -25,7 +25,9 @@ class SequenceModule(nn.Module):
         self.trunk = Trunk(config)
         self.log_scales = nn.Parameter(torch.zeros(len(config.widths))) if config.width_temperature else None
         self.repeat = nn.Parameter(torch.zeros(RECENCY_BUCKETS)) if config.repeat_bias else None
-        power = {"uniform": 0.0, "inverse_sqrt": -0.5, "inverse": -1.0, "proportional": 1.0}[config.width_weights]
+        power = {"uniform": 0.0, "inverse_sqrt": -0.5, "inverse": -1.0, "proportional": 1.0}[
+            config.width_weights
+        ]
         weights = np.array(config.widths, float) ** power
         loss_widths = Widths(config.widths, tuple((weights / weights.sum()).tolist()), config.distil)
         self.objective = Objective(config, counts_I, loss_widths)

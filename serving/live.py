@@ -28,14 +28,16 @@ _KEPT_USERS = 50_000
 
 @dataclass
 class Known:
-    """A user, as of the last look. items, times: oldest first. after: sequence number of the last event looked at.
-    unknown: ids of observed items outside the catalogue. states: program -> what the history left behind. vectors:
-    program that does not step -> (events that it rests on, query vector)."""
+    """A user, as of the last look. items, times: oldest first. gone: when the user was forgotten, if ever, in UTC
+    seconds. after: sequence number of the last event looked at. unknown: ids of observed items outside the catalogue.
+    states: program -> what the history left behind. vectors: program that does not step -> (events that it rests on,
+    query vector)."""
 
     user_id: Id
     row: int
     items: np.ndarray
     times: np.ndarray
+    gone: int | None = None
     after: int = 0
     unknown: list[Id] = field(default_factory=list)
     states: dict[str, Encoded] = field(default_factory=dict)
@@ -116,12 +118,12 @@ class LiveUsers:
     def _fresh(self, user_id: Id, key: str) -> Known:
         row = self.row_of.get(user_id, -1)
         items, times = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        gone = self.store.forgotten(key)
         if row >= 0:
             items, times = self._histories[row], self._times[row].to_numpy().astype(np.int64)
-            gone = self.store.forgotten(key)
             if gone is not None:
                 items, times = items[times > gone], times[times > gone]
-        known = Known(user_id, row, items, times)
+        known = Known(user_id, row, items, times, gone)
         kept = self.store.tail(key, 0)
         found = sorted(self._placed(known, kept))
         if found:
@@ -135,6 +137,8 @@ class LiveUsers:
         return known
 
     def _caught_up(self, known: Known, user_id: Id, key: str) -> Known:
+        if self.store.forgotten(key) != known.gone:
+            return self._fresh(user_id, key)  # forgotten by another process: what is kept here is from before
         kept = self.store.tail(key, known.after)
         found = sorted(self._placed(known, kept))
         if found and len(known.times) and found[0][0] <= known.times[-1]:

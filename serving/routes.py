@@ -5,7 +5,6 @@ tests hold them to `recsys.serving.wire`.
 """
 
 import base64
-import binascii
 import uuid
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
@@ -170,7 +169,7 @@ def new_item(body: wire.ItemBody) -> NewItem:
     if body.image is not None:
         try:
             image = base64.b64decode(body.image, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise RequestError(f"image is not base64 ({error})", where=f"item {body.item_id!r}") from None
     return NewItem(body.item_id, body.title, body.text, body.category, body.attributes, image, body.features)
 

@@ -57,17 +57,17 @@ def serve(bundle: str | Path, options: Options, listening: Callable[[str], None]
     port 0: any free one. listening(url) is called once the port is ours. Raises BundleError for a bad bundle,
     ServingError for an address or a store that cannot be had, or a public address without keys.
     """
+    if options.host not in _LOCAL and options.keys is None:
+        raise ServingError(
+            "no API keys", where=options.host, expected="keys on an address that others reach",
+            fix="give --keys FILE, or serve on 127.0.0.1",
+        )  # fmt: skip
     if options.workers > 1 and options.state is None:
         raise ServingError(
             "several workers without a common state", fix="give --state FILE or redis://HOST:PORT/DB"
         )
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(options.host, options.port))
-        if options.host not in _LOCAL and options.keys is None:
-            raise ServingError(
-                "no API keys", where=options.host, expected="keys on an address that others reach",
-                fix="give --keys FILE, or serve on 127.0.0.1",
-            )  # fmt: skip
         admin = None
         if options.admin_port is not None:
             admin = stack.enter_context(_listen("127.0.0.1", options.admin_port))

@@ -154,11 +154,14 @@ def test_hostile_titles_are_printed_as_they_are(recsys, cases, chain, tmp_path):
 # Serving and MLflow
 
 
-def test_addresses_that_cannot_be_had(refused, bundle):
+def test_addresses_that_cannot_be_had(refused, bundle, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"127.0.0.1:{port}: cannot listen" in refused("serve", bundle, "--port", port)
-    assert "cannot listen" in refused("serve", bundle, "--host", "256.0.0.1", "--port", 0)
+    assert "no API keys" in refused("serve", bundle, "--host", "256.0.0.1", "--port", 0)
+    (tmp_path / "keys").write_text("a key\n")
+    public = ("--host", "256.0.0.1", "--keys", tmp_path / "keys", "--port", 0)
+    assert "cannot listen" in refused("serve", bundle, *public)
 
 
 def test_state_files_that_cannot_be_used(refused, bundle, tmp_path):

@@ -24,9 +24,9 @@ class _Job:
 class Writer:
     """One thread that runs the waiting jobs of a connection in one transaction and commits them together.
 
-    connection: one without implicit transactions; whoever else uses it holds `lock`. settled() is called after each
-    commit, and an exception of it reaches the group as one of the commit would. The thread ends with close(), or
-    when nobody holds the Writer any more.
+    connection: one without implicit transactions; whoever else uses it holds `lock`. settled() is called before and
+    after each commit, and an exception of it reaches the group as one of the commit would. The thread ends with
+    close(), or when nobody holds the Writer any more.
     """
 
     def __init__(self, connection: sqlite3.Connection, settled: Callable[[], None]):
@@ -90,6 +90,7 @@ def _commit(connection: sqlite3.Connection, group: list[_Job], settled: Callable
         connection.execute(f"PRAGMA synchronous={level}")
         connection.execute("BEGIN IMMEDIATE")
         outcomes = [_attempt(connection, job.work) for job in group]
+        settled()  # or what the file's owner took away would be told as lost and be there when it is back
         connection.execute("COMMIT")
         settled()
     except BaseException as error:
