@@ -61,9 +61,10 @@ class Supervised:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def ask(self) -> int:
-        """The pid of the worker that answered."""
+        """The pid of the worker that answered; 0 where it was killed with the connection in hand."""
         with self.connect() as connection:
-            return int(read_all(connection).split()[0])
+            words = read_all(connection).split()
+        return int(words[0]) if words else 0
 
     def reading(self) -> float:
         """What the worker that answered says beside its pid."""
