@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import planted
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 from recsys.evaluate import validation_metric
 from recsys.features.whitening import Whitening
 from recsys.models import layers
+from recsys.models.base import FitContext
 from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig
 from recsys.models.layers import BlockNorm, NestedLinear, increments
 from recsys.models.sequence_module import SequenceModule, training_batch
 from recsys.schema import Dense, Queries, Ragged
 from recsys.serving.network import Network
+from recsys.splits import SplitConfig, make_split
 from recsys.train import fit
 from recsys.train_config import TrainConfig
 
@@ -238,3 +241,16 @@ def test_content_decides_on_planted_content():
     assert found["content", "right"][0] > 5 * found["content", "wrong"][0]
     assert found["ids", "right"] == found["ids", "wrong"]
     assert found["content", "right"][0] > 5 * found["ids", "right"][0]
+
+
+def test_the_width_of_a_gpu_recipe_trains_here_too(tmp_path):
+    """One epoch at 1024, nested from 64: finite, and every width's scores are those of its own head of the vectors."""
+    split = make_split(planted.order(tmp_path / "data", users=20), SplitConfig(method="leave_last_out"))
+    model = FMRLRec(FMRLRecConfig(widths=(64, 256, 1024), batch_size=8))
+    progress = fit(model, FitContext(split.fit_log()), TrainConfig(epochs=1))
+    assert np.isfinite(progress.history[0]["loss"])
+    queries = split.queries("valid").queries
+    for width in model.widths:
+        heads = model.query_vectors(queries)[:, :width] @ model.item_vectors()[:, :width].T
+        apart = model.score(queries, None, width) - model.scale(width) * heads - model.item_table()[1]
+        np.testing.assert_allclose(apart, 0, atol=1e-3)
