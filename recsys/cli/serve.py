@@ -57,8 +57,8 @@ def attach_serve(app: typer.Typer, folder_of: Callable[[str, str | None], Path])
             float, typer.Option(help="Seconds that a request may wait for its turn.", min=0.01)
         ] = 5.0,
         threads: Annotated[
-            int | None, typer.Option(help="Native threads a process; default: cores / workers.", min=1)
-        ] = None,
+            int, typer.Option(help="Native threads a process; a question is too small for more.", min=1)
+        ] = 1,
         clock: Annotated[str, typer.Option(help="now, or data: start at the bundle's last event.")] = "now",
         tracking_uri: Annotated[
             str | None, typer.Option("--tracking-uri", help="MLflow store; default: runs/mlflow.db.")
