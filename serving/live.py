@@ -66,6 +66,11 @@ class LiveUsers:
         self._lock = threading.Lock()
         self._later = Later(self._save)
 
+    @property
+    def versions(self) -> list[str]:
+        """Under which states are kept in the store."""
+        return [f"{self._bundle_id}:{name}" for name in self.programs]
+
     def close(self) -> None:
         """Stop keeping states."""
         self._later.close()

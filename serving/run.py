@@ -140,6 +140,9 @@ def run(
             metrics.serving(deployed.bundle_id, manifest["model"], manifest["last_event"])
             if leads:
                 pointer.write(deployed.path)
+                engines = [engine for _, engine in rollout.served()]
+                engines += [] if rollout.previous is None else [rollout.previous.engine]
+                store.drop_states([version for engine in engines for version in engine.users.versions])
 
         # a worker that starts again goes on with what the others serve, also the one that takes the orders
         use(pointer.read() if pointer_path.exists() else bundle)
