@@ -76,7 +76,7 @@ def attach_serve(app: typer.Typer, folder_of: Callable[[str, str | None], Path])
         """
         from recsys.serving.threads import pin_threads
 
-        pin_threads(threads, workers)
+        pin_threads(threads)
         if clock not in ("now", "data"):
             raise ConfigError(f"--clock {clock!r}", expected="now or data")
         from recsys.serving import run as server
@@ -97,14 +97,9 @@ def attach_serve(app: typer.Typer, folder_of: Callable[[str, str | None], Path])
 
         def listening(url: str) -> None:
             typer.echo(f"serving {folder} on {url} (explorer at {url}/, docs at {url}/docs)", err=True)
-            typer.echo(f"{workers} process(es), {pinned()} native thread(s) each", err=True)
+            typer.echo(f"{workers} process(es), {threads} native thread(s) each", err=True)
 
         server.serve(folder, options, listening)
-
-    def pinned() -> str:
-        import os
-
-        return os.environ.get("OMP_NUM_THREADS", "?")
 
 
 def _first(
