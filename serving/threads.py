@@ -13,7 +13,7 @@ VARIABLES = (
 
 
 def pin_threads(count: int) -> bool:
-    """Give this process, and those it starts, `count` threads each. False where numpy or polars is loaded already, which
-    then keeps its threads."""
+    """Give this process, and those it starts, `count` threads each. False where numpy or polars is loaded already,
+    which then keeps its threads."""
     os.environ.update(dict.fromkeys(VARIABLES, str(count)))
     return "numpy" not in sys.modules and "polars" not in sys.modules
