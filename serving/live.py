@@ -130,12 +130,13 @@ class LiveUsers:
                 items, times = items[times > gone], times[times > gone]
         known = Known(user_id, row, items, times, gone)
         kept = self.store.tail(key, 0)
-        found = sorted(self._placed(known, kept))
+        own = set(
+            zip(times.tolist(), items.tolist(), strict=True)
+        )  # a bundle made since may hold kept events
+        found = sorted(one for one in self._placed(known, kept) if (one[0], one[2]) not in own)
         if found:
             times = np.concatenate([times, np.array([one[0] for one in found])])
-            order = np.argsort(
-                times, kind="stable"
-            )  # at equal times the bundle's own first, then by event id
+            order = np.argsort(times, kind="stable")  # equal times: the bundle's own first, then by event id
             known.items = np.concatenate([items, np.array([one[2] for one in found])])[order]
             known.times = times[order]
         known.after = kept[-1][0] if kept else 0

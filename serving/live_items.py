@@ -35,6 +35,7 @@ class LiveItems:
         self.store, self.cataloguer, self._changed = store, Cataloguer(bundle, programs), changed
         self.now: Catalogue = self.cataloguer.base
         self.popularity = bundle.popularity
+        self._counted_until = int(bundle.manifest["last_event"])  # the bundle's counts hold what came before
         self._changes: dict[Id, NewItem | None] = {}
         self._items_until = self._events_until = 0
         self._looked = -np.inf
@@ -106,5 +107,5 @@ class LiveItems:
         for number, event in self.store.recent(self._events_until):
             self._events_until = number
             index = self.now.index_of.get(json.loads(event.item_id))
-            if index is not None:
+            if index is not None and event.time > self._counted_until:
                 self.popularity.observe(index, event.time)

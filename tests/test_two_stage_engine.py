@@ -299,3 +299,19 @@ def test_a_forgotten_user_is_unknown(case, engine):
     assert RankingEngine(case.bundle, engine.store).recommend(Query(user_id=user), 3).history_length == 0
     engine.observe("z", user, 3, 131 * DAY)
     assert engine.recommend(Query(user_id=user), 3).history_length == 1
+
+
+def test_events_that_a_newer_bundle_was_made_of_count_once(case):
+    """The store outlives a bundle: events it kept may stand in the next one's histories and counts."""
+    row = 6
+    user, times = case.split.user_ids[row], case.bundle.users["times"][row].to_list()
+    items = case.bundle.histories[row].tolist()
+    engine = RankingEngine(case.bundle, clock=lambda: 130 * DAY)
+    counts = engine.live.popularity.as_of(130 * DAY).values_IF.copy()
+    for number, (item, time) in enumerate(zip(items[-3:], times[-3:], strict=True)):
+        engine.observe(f"again{number}", user, case.split.item_ids[item], time)
+    engine.live.refresh(force=True)
+    assert engine.users.of(user).items.tolist() == items
+    np.testing.assert_array_equal(engine.live.popularity.as_of(130 * DAY).values_IF, counts)
+    engine.observe("new", user, case.split.item_ids[4], 129 * DAY)
+    assert engine.users.of(user).items.tolist() == [*items, 4]
