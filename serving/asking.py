@@ -67,10 +67,10 @@ class Question:
         self, name: str, program: Program, columns: np.ndarray | None, size: int, width: int | None
     ) -> np.ndarray:
         """[size] of the whole catalogue, or those of the columns; NaN for added items that the program cannot read."""
-        form = program.form
-        if isinstance(program, Sequence):
+        covers = isinstance(program, VectorProgram) and len(program.form.item_vectors_ID) == size
+        if covers and isinstance(program, Sequence):
             return program.score_vectors(self.vector(name, program), self.queries, columns, width)[0]
-        if isinstance(program, Dot) and len(form.item_vectors_ID) == size:
+        if covers and isinstance(program, Dot):
             return program.score_vectors(self.vector(name, program), columns, width)[0]
         if columns is None:
             own = program.score(self._older, None, width)[0]

@@ -315,3 +315,20 @@ def test_events_that_a_newer_bundle_was_made_of_count_once(case):
     np.testing.assert_array_equal(engine.live.popularity.as_of(130 * DAY).values_IF, counts)
     engine.observe("new", user, case.split.item_ids[4], 129 * DAY)
     assert engine.users.of(user).items.tolist() == [*items, 4]
+
+
+@pytest.mark.parametrize("name", ["fmrlrec", "ease", "itemknn", "popularity"])
+def test_a_model_that_reads_no_content_goes_on_when_items_are_added(cases, name):
+    """It cannot score them; what it says of the others stays, also for a user who took one."""
+    case = cases(name)
+    engine = RankingEngine(case.bundle)
+    user = case.user_ids[4]
+    before = engine.recommend(Query(user_id=user), 6)
+    engine.add_items([NewItem(5000, title="new")])
+    engine.observe("took", user, 5000)
+    after = engine.recommend(Query(user_id=user), 6)
+    assert [(item.item_id, item.score) for item in after.items] == [
+        (item.item_id, pytest.approx(item.score, abs=1e-5)) for item in before.items
+    ]
+    last = engine.rank(Query(user_id=user), [5000, case.item_ids[3]]).items[-1]
+    assert (last.item_id, last.score) == (5000, None)
