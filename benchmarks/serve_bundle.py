@@ -12,7 +12,8 @@ import polars as pl
 import torch
 
 from recsys import schema
-from recsys.bundle import Bundle, BundleContent, user_histories, write_bundle
+from recsys.bundle import Bundle
+from recsys.bundle_writing import BundleContent, user_histories, write_bundle
 from recsys.models.base import FitContext
 from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig
 from recsys.schema import Form, Log

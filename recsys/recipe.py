@@ -31,6 +31,9 @@ class BundleConfig(Config):
 
     histories: int = Field(default=200, ge=0)
     """Newest events kept per user; 0 keeps no user at all."""
+    states: int = Field(default=20_000, ge=0)
+    """Most users, newest first, whose state in a recurrent model goes along; 0 = none: a long history is then read when
+    its user first asks."""
     columns: tuple[str, ...] = ("title", "category", "image_path")
     """Columns of the items table shown to people; a boolean column `available` keeps items out of answers."""
     thumbnails: int = Field(default=0, ge=0, le=1024)

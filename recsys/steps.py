@@ -10,7 +10,8 @@ import numpy as np
 
 from recsys import schema, splits
 from recsys.boxes import Box
-from recsys.bundle import Bundle, BundleContent, user_histories, write_bundle
+from recsys.bundle import Bundle
+from recsys.bundle_writing import BundleContent, user_histories, write_bundle
 from recsys.dataset import Dataset
 from recsys.errors import ConfigError, ModelError, nearest
 from recsys.evaluate import Evaluation, evaluate
@@ -198,6 +199,7 @@ def make_bundle(
         items=items,
         item_counts_I=split.fit_log(one.job.train.fit_parts).item_counts(),
         users=user_histories(history, split.user_ids, recipe.bundle.histories),
+        states=recipe.bundle.states,
         id_type=dataset.id_type,
         split_id=split.id,
         last_event=int(history.time_N.max()),

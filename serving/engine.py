@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,11 +18,11 @@ from recsys.serving.asking import Question
 from recsys.serving.catalogue import Catalogue, Encoded
 from recsys.serving.content import NewItem
 from recsys.serving.forms import Program, VectorProgram, open_form
-from recsys.serving.forms import Sequence as SequenceProgram
 from recsys.serving.live import LiveUsers
 from recsys.serving.live_items import LiveItems
 from recsys.serving.stages import Stages
 from recsys.serving.state import Event, StateStore, open_state
+from recsys.serving.user_states import stepping
 from recsys.two_stage import best
 
 
@@ -46,7 +46,7 @@ class RankingEngine:
         self.live = LiveItems(bundle, self.store, programs, self._changed)
         self.stages = Stages(self.main, self.ranker, self.live)
         self.item_ids: list[Id] = list(self.live.now.ids)
-        self.users = LiveUsers(bundle, self.store, _stepping(programs), self._index)
+        self.users = LiveUsers(bundle, self.store, stepping(programs), self._index)
         self.live.refresh(force=True)
 
     # What it is
@@ -283,7 +283,7 @@ class RankingEngine:
         return self.catalogue.index_of.get(item_id)
 
     def _changed(self, catalogue: Catalogue) -> None:
-        self.users.programs = _stepping(catalogue.programs)
+        self.users.programs = stepping(catalogue.programs)
         self.users.clear()
 
     def _popular(self, catalogue: Catalogue) -> np.ndarray:
@@ -361,10 +361,6 @@ class RankingEngine:
         """features_CF: where explanations are asked for."""
         why = None if features_CF is None else explained(self.ranker.trees, features_CF[order])
         return lines(catalogue, self.generators, found, scores_C, order, why)
-
-
-def _stepping(programs: Mapping[str, Program]) -> dict[str, SequenceProgram]:
-    return {name: one for name, one in programs.items() if isinstance(one, SequenceProgram) and one.steps}
 
 
 def _covers(program: Program, index: int) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from recsys import schema
-from recsys.bundle import Bundle, BundleContent, write_bundle
+from recsys.bundle import Bundle
+from recsys.bundle_writing import BundleContent, write_bundle
 from recsys.errors import BundleError
 from recsys.files import file_sha256, new_folder, write_json
 from recsys.item_blocks import VectorType
@@ -36,6 +37,7 @@ def export_bundle(bundle: Bundle, folder: Path, width: int | None, vectors: Vect
         users=bundle.users,
         licence_text=text.read_text(encoding="utf-8") if text.name in manifest["files"] else None,
         vectors=vectors,
+        states=max((len(arrays["rows"]) for arrays in bundle.states.values()), default=0),
         popularity=bundle.popularity,
         content=manifest["content"],
         thumbnails=bundle.thumbnails,

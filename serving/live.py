@@ -18,10 +18,9 @@ from recsys.serving.forms import Sequence
 from recsys.serving.later import Later
 from recsys.serving.network import Encoded
 from recsys.serving.state import Event, StateStore
+from recsys.serving.user_states import WORTH_KEEPING, UserStates
 
 Id = int | str
-_WORTH_KEEPING = 32
-"""Events of a history that takes longer to read than its state takes to fetch."""
 _KEPT_USERS = 50_000
 """Users whose history and states a process keeps: about 3 kB each at width 128."""
 
@@ -60,6 +59,7 @@ class LiveUsers:
         self.row_of = {user_id: row for row, user_id in enumerate(ids)}
         self.ids: list[Id] = ids
         self._histories = bundle.histories
+        self._states = UserStates(bundle.histories, bundle.states)
         self._times = None if bundle.users is None else bundle.users["times"]
         self._kept: OrderedDict[Id, Known] = OrderedDict()
         self._bundle_id = bundle.id
@@ -91,19 +91,20 @@ class LiveUsers:
             return known
 
     def state(self, known: Known, name: str) -> Encoded:
-        """What the history has left behind in a program's network: kept here, or in the store by a process that read it
-        before, or read now."""
+        """What the history has left behind in a program's network: kept here, in the store by a process that read it
+        before, in the bundle, or read now."""
         with self._lock:
             if name not in known.states:
-                network, key = self.programs[name].network, json.dumps(known.user_id)
+                program, key = self.programs[name], json.dumps(known.user_id)
                 version = f"{self._bundle_id}:{name}"
                 stored = self.store.load_state(version, key)
                 if stored is not None and stored[0] == known.after:
-                    known.states[name] = network.restored(stored[1])
-                else:
-                    known.states[name] = network.read(known.items)
-                    if len(known.items) >= _WORTH_KEEPING:
-                        self._later.put((version, key, known.after, known.states[name].to_bytes()))
+                    found = program.network.restored(stored[1])
+                elif (found := self._states.of(name, program, known.row, known.items)) is None:
+                    found = program.network.read(known.items)
+                    if len(known.items) >= WORTH_KEEPING:
+                        self._later.put((version, key, known.after, found.to_bytes()))
+                known.states[name] = found
             return known.states[name]
 
     def drop(self, user_id: Id) -> None:

@@ -6,6 +6,7 @@ and columns of everything and computes exactly the first m values of the full on
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -104,9 +105,14 @@ class Network:
             tuple(mixer.initial(rows) for mixer in self.mixers),
         )
 
+    @cached_property
+    def _like(self) -> Encoded:
+        """One row's shapes."""
+        return self.initial(1)
+
     def restored(self, data: bytes) -> Encoded:
         """What one row's `to_bytes` gave. Raises ModelError for bytes of another length."""
-        like, offset = self.initial(1), 0
+        like, offset = self._like, 0
 
         def taken(part: np.ndarray) -> np.ndarray:
             nonlocal offset

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from recsys.bundle import BundleContent, write_bundle
+from recsys.bundle_writing import BundleContent, write_bundle
 from recsys.schema import Form
 from recsys.serving.process import started
 

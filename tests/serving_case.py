@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from recsys import schema
-from recsys.bundle import Bundle, BundleContent, user_histories, write_bundle
+from recsys.bundle import Bundle
+from recsys.bundle_writing import BundleContent, user_histories, write_bundle
 from recsys.models.base import FitContext, Model
 from recsys.models.baselines.ease import EASE, EASEConfig
 from recsys.models.baselines.itemknn import ItemKNN, ItemKNNConfig

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_case import content_of, requests
 
-from recsys.bundle import write_bundle
+from recsys.bundle_writing import write_bundle
 from recsys.serving import wire
 from recsys.serving.api import create_app
 from recsys.serving.engine import Query, RankingEngine

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from serving_case import content_of
 
-from recsys.bundle import write_bundle
+from recsys.bundle_writing import write_bundle
 from recsys.errors import ConfigError, ServingError
 from recsys.serving import traffic
 from recsys.serving.bench import (

@@ -121,7 +121,11 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
         },
         JUDGED,
     ),
-    **every("bundle", {"histories": 7, "columns": ["title"], "thumbnails": 64}, {"bundle", "report", "track"}),
+    **every(
+        "bundle",
+        {"histories": 7, "states": 5, "columns": ["title"], "thumbnails": 64},
+        {"bundle", "report", "track"},
+    ),
     **every(
         "track",
         {"enabled": False, "uri": "sqlite:///other.db", "experiment": "other", "registered_name": "other"},

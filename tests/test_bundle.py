@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 from serving_case import WIDTHS, content_of
 
-import recsys.bundle
-from recsys.bundle import FORMAT_VERSION, Bundle, user_histories, write_bundle
+from recsys import bundle_writing
+from recsys.bundle import FORMAT_VERSION, Bundle
+from recsys.bundle_writing import user_histories, write_bundle
 from recsys.errors import BundleError, ModelError
 from recsys.schema import Queries
 from recsys.serving.forms import open_form
@@ -352,7 +353,7 @@ def test_a_failure_midway_leaves_what_was_there(content, tmp_path, monkeypatch, 
         raise Interrupted
 
     before = write_bundle(tmp_path / "bundle", content).id
-    monkeypatch.setattr(recsys.bundle, step, fail)
+    monkeypatch.setattr(bundle_writing, step, fail)
     for name in ("bundle", "another"):
         with pytest.raises(Interrupted):
             write_bundle(tmp_path / name, replace(content, split_id="0" * 64))

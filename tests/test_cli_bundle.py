@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from serving_case import content_of
 
-from recsys.bundle import write_bundle
+from recsys.bundle_writing import write_bundle
 from recsys.splits import SplitConfig, make_split
 
 

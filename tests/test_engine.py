@@ -10,7 +10,7 @@ import pytest
 from answers import differences
 from serving_case import offline, requests
 
-from recsys.bundle import BundleContent, write_bundle
+from recsys.bundle_writing import BundleContent, write_bundle
 from recsys.errors import RequestError
 from recsys.schema import Form, Queries
 from recsys.serving.engine import Filters, Query, Ranked, RankingEngine

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.bundle import Bundle, BundleContent, write_bundle
+from recsys.bundle import Bundle
+from recsys.bundle_writing import BundleContent, write_bundle
 from recsys.errors import BundleError, ServingError
 from recsys.schema import Form
 from recsys.serving.engine import Query, Ranked, RankingEngine

@@ -17,7 +17,7 @@ from redis_server import DURABLE, RedisServer
 from served import Running, halted, running, until, workers_of
 from serving_case import content_of
 
-from recsys.bundle import write_bundle
+from recsys.bundle_writing import write_bundle
 from recsys.models.base import FitContext
 from recsys.models.baselines.content_knn import ContentKNN, ContentKNNConfig
 from recsys.schema import Dense

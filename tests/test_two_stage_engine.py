@@ -220,7 +220,7 @@ def test_raw_text_is_encoded_as_the_table_was(case, engine):
 def test_new_items_beside_others_leave_their_scores_alone_without_trees(case, tmp_path):
     from two_stage_case import content_of
 
-    from recsys.bundle import write_bundle
+    from recsys.bundle_writing import write_bundle
 
     plain = write_bundle(tmp_path / "b", content_of(case.dataset, case.split, case.models, case.table, None))
     engine = RankingEngine(plain)

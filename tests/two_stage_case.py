@@ -8,7 +8,8 @@ import polars as pl
 from hash_text import HashText, HashTextConfig
 
 from recsys import schema
-from recsys.bundle import Bundle, BundleContent, user_histories, write_bundle
+from recsys.bundle import Bundle
+from recsys.bundle_writing import BundleContent, user_histories, write_bundle
 from recsys.dataset import Dataset
 from recsys.features.extract import extract
 from recsys.models.base import FitContext, Model

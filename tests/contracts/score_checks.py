@@ -10,7 +10,8 @@ from contracts.cases import Case, queries_of, score_of
 from contracts.worlds import world
 from serving_case import content_of
 
-from recsys.bundle import Bundle, write_bundle
+from recsys.bundle import Bundle
+from recsys.bundle_writing import write_bundle
 from recsys.errors import ModelError
 from recsys.models.base import Model
 from recsys.schema import Queries
