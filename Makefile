@@ -19,7 +19,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
-	$(PIP) -e '.[train,encoders,clip,scale,onnx,tune,redis,notebooks,dev]'
+	$(PIP) -e '.[train,encoders,clip,scale,ann,onnx,tune,redis,notebooks,dev]'
 	@touch $@
 
 demo: $(VENV)/.demo

@@ -6,6 +6,7 @@ items.bin            item vectors, one contiguous [I, increment] block per width
                      is the narrower model; in int8 each block's codes follow its own scale per row
 items.parquet        ids and display columns in catalogue order
 users.parquet        ids, and the newest events of each user as item indices and times
+index.faiss, index.json   an approximate index of a large catalogue, and what it was measured to find
 states.NAME.safetensors   what long histories leave behind in a recurrent model (see `recsys.serving.user_states`)
 popularity.safetensors   how often each item was taken on each day up to the cut, where the data has times
 generator.NAME.safetensors, ranker.txt, ranker.safetensors   the second stage, where there is one: generators' forms,
@@ -129,6 +130,12 @@ class Bundle:
     def histories(self) -> Ragged:
         """Item indices of every user's newest events, in time order; empty where users were not shipped."""
         return Ragged.empty(0) if self.users is None else histories_of(self.users)
+
+    @cached_property
+    def index(self) -> dict[str, Any] | None:
+        """What is known of the approximate index (see `recsys.serving.index`); None where there is none."""
+        path = self.path / "index.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.name in self.manifest["files"] else None
 
     @cached_property
     def states(self) -> dict[str, dict[str, np.ndarray]]:

@@ -1,9 +1,11 @@
 """Writing a bundle: see `recsys.bundle` for what lies in it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -11,13 +13,17 @@ from safetensors.numpy import save
 
 from recsys import schema
 from recsys.bundle import COUNTS, FORMAT_VERSION, Bundle, histories_of, identity, read_vectors
-from recsys.errors import BundleError
+from recsys.errors import BundleError, ModelError
 from recsys.files import file_sha256, new_folder, write_json
 from recsys.item_blocks import VectorType, write_vectors
 from recsys.popularity import Popularity
-from recsys.schema import Form, Ragged
+from recsys.schema import Form, Queries, Ragged
 from recsys.stored_form import form_arrays, form_facts, write_form
 from recsys.two_stage import Ranker
+
+IndexKind = Literal["auto", "none", "always"]
+_QUESTIONS = 200
+"""Users whose questions an index is measured by."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class BundleContent:
     items: ids and display columns, one row per catalogue item in index order. users: user_id, items (list of
     indices), times (list of UTC seconds), or None to ship nobody's history. item_counts_I: interactions of the
     fitted rows, the popularity that serving falls back on. vectors: how the item vectors are stored. states: most users
-    whose state in a recurrent model goes along. exported_from:
+    whose state in a recurrent model goes along. index: an approximate index of the item vectors; auto: of large
+    catalogues, where Faiss is installed and the index finds enough. exported_from:
     bundle_id and width, where this is a part of another bundle; not covered by bundle_id. popularity: of the rows up to
     the cut. content: feature table -> how its rows come about, for items added later (see `recsys.serving.content`).
     thumbnails: item index -> JPEG. ranker, and generators (name -> (registered model, form)) for all that it names: the
@@ -52,6 +59,7 @@ class BundleContent:
     reports: Mapping[str, Any] = field(default_factory=dict)
     vectors: VectorType = "float32"
     states: int = 20_000
+    index: IndexKind = "auto"
     exported_from: Mapping[str, Any] | None = None
     popularity: Popularity | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +69,8 @@ class BundleContent:
 
 
 def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
-    """Write beside, rename, open. Raises BundleError where the form does not fit the items."""
+    """Write beside, rename, open. Raises BundleError where the form does not fit the items, or where an index that has
+    to be there cannot be."""
     form, size = content.form, len(content.items)
     if len(content.item_counts_I) != size or (
         form.item_vectors_ID is not None and len(form.item_vectors_ID) != size
@@ -87,6 +96,7 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
             _write_second_stage(target, content)
         if content.users is not None and content.states:
             _write_states(target, content, blocks)
+        reports = dict(content.reports) | _write_index(target, content)
         if content.licence_text:
             (target / "LICENCE.txt").write_text(content.licence_text, encoding="utf-8")
         files = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
@@ -120,7 +130,7 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
         }
         write_json(target / "manifest.json", manifest)
         (target / "reports").mkdir()
-        for name, report in content.reports.items():
+        for name, report in reports.items():
             write_json(target / "reports" / f"{name}.json", report)
     return Bundle.open(folder)
 
@@ -156,6 +166,43 @@ def _write_states(target: Path, content: BundleContent, blocks: list[Mapping[str
         arrays = states_of(program, histories, last_U, content.states)
         if len(arrays["rows"]):
             (target / f"states.{name}.safetensors").write_bytes(save(arrays))
+
+
+def _write_index(target: Path, content: BundleContent) -> dict[str, Any]:
+    """The index where there is to be one; a report of it where it was tried."""
+    from recsys.serving import index
+    from recsys.serving.forms import VectorProgram, open_form
+
+    form, wanted = content.form, content.index == "always"
+    there = find_spec("faiss") is not None
+    if content.index == "none" or not (wanted or (there and len(content.items) > index.EXACT_UP_TO)):
+        return {}
+    if not there:
+        raise BundleError('bundle.index = "always"', expected="Faiss", fix="pip install 'recsys[ann]'")
+    program = open_form(form)
+    if not isinstance(program, VectorProgram):
+        raise BundleError(f"the model {content.model!r} has no item vectors to index", where=target)
+    queries_QD = program.scale(form.widths[-1]) * program.query_vectors(_questions(content))
+    faiss = import_module("faiss")
+    try:
+        built, facts = index.build(faiss, form, queries_QD)
+    except ModelError as error:
+        if wanted:
+            raise BundleError(str(error), where=target) from None
+        return {"index": {"shipped": False, "why": str(error)}}
+    faiss.write_index(built, str(target / index.FILE))
+    write_json(target / index.FACTS, asdict(facts))
+    return {"index": {"shipped": True} | asdict(facts)}
+
+
+def _questions(content: BundleContent) -> Queries:
+    """Those of some users as they would ask now; of histories of one item where users stay at home."""
+    rng = np.random.default_rng(0)
+    if content.users is None or not len(content.users):
+        return Queries.of([[item] for item in rng.integers(len(content.items), size=_QUESTIONS)])
+    rows = rng.permutation(len(content.users))[:_QUESTIONS]
+    histories = histories_of(content.users)
+    return Queries.of([histories[row] for row in rows], rows)
 
 
 def _package_version() -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -32,6 +32,9 @@ class BundleConfig(Config):
     histories: int = Field(default=200, ge=0)
     """Newest events kept per user; 0 keeps no user at all."""
     states: int = Field(default=20_000, ge=0)
+    index: Literal["auto", "none", "always"] = "auto"
+    """An approximate index of the item vectors. auto: above 200,000 items, where Faiss is installed and the index finds
+    98 % of what exact scoring does."""
     """Most users, newest first, whose state in a recurrent model goes along; 0 = none: a long history is then read when
     its user first asks."""
     columns: tuple[str, ...] = ("title", "category", "image_path")

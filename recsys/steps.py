@@ -200,6 +200,7 @@ def make_bundle(
         item_counts_I=split.fit_log(one.job.train.fit_parts).item_counts(),
         users=user_histories(history, split.user_ids, recipe.bundle.histories),
         states=recipe.bundle.states,
+        index=recipe.bundle.index,
         id_type=dataset.id_type,
         split_id=split.id,
         last_event=int(history.time_N.max()),

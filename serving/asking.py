@@ -91,7 +91,5 @@ class Question:
         if name not in vectors or not isinstance(program, VectorProgram):
             return np.full(count, np.nan, np.float32)
         width = width or program.widths[-1]
-        scale = 1.0
-        if isinstance(program, Sequence):
-            scale = float(program.form.arrays["scales"][program.widths.index(width)])
-        return (scale * (vectors[name][:, :width] @ self.vector(name, program)[0, :width])).astype(np.float32)
+        dots_N = vectors[name][:, :width] @ self.vector(name, program)[0, :width]
+        return (program.scale(width) * dots_N).astype(np.float32)

@@ -1,6 +1,7 @@
 """RankingEngine: a bundle and live state to ranked lists. No HTTP, no torch."""
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from recsys.serving.answers import Fallback, Filters, Id, Query, Ranked, RankedI
 from recsys.serving.asking import Question
 from recsys.serving.catalogue import Catalogue, Encoded
 from recsys.serving.content import NewItem
+from recsys.serving.finders import finder_of
 from recsys.serving.forms import Program, VectorProgram, open_form
 from recsys.serving.live import LiveUsers
 from recsys.serving.live_items import LiveItems
@@ -25,14 +27,24 @@ from recsys.serving.state import Event, StateStore, open_state
 from recsys.serving.user_states import stepping
 from recsys.two_stage import best
 
+logger = logging.getLogger("recsys")
 
 class RankingEngine:
+
     """Rank, recommend, similar, observe, add and remove items. Safe to call from several threads."""
 
     def __init__(
-        self, bundle: Bundle, store: StateStore | None = None, clock: Callable[[], float] = time.time
+        self,
+        bundle: Bundle,
+        store: StateStore | None = None,
+        clock: Callable[[], float] = time.time,
+        coarse: tuple[int, int] | None = None,
     ):
-        """clock gives the time of a query or event that names none, in UTC seconds."""
+        """clock gives the time of a query or event that names none, in UTC seconds. coarse: (width, size): the first
+        columns of the item vectors pick so many items, and the full width ranks those.
+
+        Raises ConfigError for a coarse width that the model does not have below its full one.
+        """
         self.bundle, self.store, self.clock = bundle, store or open_state(None), clock
         self.ranker = bundle.ranker
         own = bundle.scorer()
@@ -44,7 +56,10 @@ class RankingEngine:
         )
         programs.setdefault(self.main, own)
         self.live = LiveItems(bundle, self.store, programs, self._changed)
-        self.stages = Stages(self.main, self.ranker, self.live)
+        finder, warning = finder_of(bundle, own, coarse)
+        if warning is not None:
+            logger.warning("%s", warning)
+        self.stages = Stages(self.main, self.ranker, self.live, finder)
         self.item_ids: list[Id] = list(self.live.now.ids)
         self.users = LiveUsers(bundle, self.store, stepping(programs), self._index)
         self.live.refresh(force=True)

@@ -37,6 +37,7 @@ def export_bundle(bundle: Bundle, folder: Path, width: int | None, vectors: Vect
         users=bundle.users,
         licence_text=text.read_text(encoding="utf-8") if text.name in manifest["files"] else None,
         vectors=vectors,
+        index="always" if bundle.index else "none",
         states=max((len(arrays["rows"]) for arrays in bundle.states.values()), default=0),
         popularity=bundle.popularity,
         content=manifest["content"],

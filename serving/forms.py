@@ -128,6 +128,10 @@ class VectorProgram(Program):
 
     def similarity(self, item: int) -> np.ndarray:
         """Cosine of the item vectors."""
+    def scale(self, width: int) -> float:
+        """What the dot products of this width are multiplied by."""
+        return 1.0
+
         return self._unit_vectors_ID @ self._unit_vectors_ID[item]
 
     def _cut(self, width: int, arrays: Mapping[str, np.ndarray]) -> Form:
@@ -206,7 +210,7 @@ class Sequence(VectorProgram):
             self.form.item_vectors_ID[:, :width],
             self.form.item_bias_I,
             candidates,
-            scale=float(self.form.arrays["scales"][self.widths.index(width)]),
+            scale=self.scale(width),
             history=queries.history,
             repeat=self.form.arrays.get("repeat"),
         )
@@ -215,6 +219,9 @@ class Sequence(VectorProgram):
         width = legal_width(width, self.widths)
         return self._cut(width, cut_arrays(self.form, width))
 
+
+    def scale(self, width: int) -> float:
+        return float(self.form.arrays["scales"][self.widths.index(width)])
 
 PROGRAMS: dict[str, type[Program]] = {
     "popularity": Popularity,

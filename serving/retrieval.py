@@ -82,8 +82,7 @@ class CoarseToFine:
     def __init__(self, program: Sequence, coarse: int, pool: int):
         legal_width(coarse, program.widths[:-1])
         self.program, self.coarse, self.pool = program, coarse, pool
-        scales_K = program.form.arrays["scales"]
-        self.scales = (float(scales_K[program.widths.index(coarse)]), float(scales_K[-1]))
+        self.scales = (program.scale(coarse), program.scale(program.widths[-1]))
 
     @property
     def widths(self) -> tuple[int, ...]:

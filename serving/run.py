@@ -31,7 +31,8 @@ class Options:
     bundle's last event. keys: file of API keys, one a line. admin_port: of reload and rollback on 127.0.0.1, or None.
     resolve: asked every `follow_seconds` where the bundle is now. remembered: where the last good bundle is noted.
     variants: (name, bundle, share of the users). shadow: a bundle that answers along, unseen. exposures: folder of the
-    log of what was shown. max_in_flight: requests taken in at once. deadline: seconds that one may wait.
+    log of what was shown. max_in_flight: requests taken in at once. deadline: seconds that one may wait. coarse:
+    (width, size) of coarse-to-fine retrieval.
     """
 
     host: str = "127.0.0.1"
@@ -49,6 +50,7 @@ class Options:
     exposures: Path | None = None
     max_in_flight: int = 256
     deadline: float = 5.0
+    coarse: tuple[int, int] | None = None
 
 
 def serve(bundle: str | Path, options: Options, listening: Callable[[str], None] = lambda url: None) -> None:
@@ -127,7 +129,9 @@ def run(
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(open_state(options.state)))
         rollout = Rollout(
-            lambda path: RankingEngine(Bundle.open(path), store, clock), warm_up, told=metrics.swap
+            lambda path: RankingEngine(Bundle.open(path), store, clock, options.coarse),
+            warm_up,
+            told=metrics.swap,
         )
         stack.callback(rollout.close)
         log = None

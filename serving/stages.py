@@ -7,15 +7,17 @@ from recsys.serving.answering import Candidates
 from recsys.serving.answers import Timer
 from recsys.serving.asking import Question
 from recsys.serving.catalogue import Catalogue, Encoded
+from recsys.serving.finders import Finder
 from recsys.serving.live_items import LiveItems
-from recsys.two_stage import Ranker, best, union
+from recsys.two_stage import Ranker, best
 
 
 class Stages:
-    """main: the model that ranks alone where there is no ranker, and the only one whose width can be chosen."""
+    """main: the model that ranks alone where there is no ranker, and the only one whose width can be chosen. finder:
+    how its best items are found at its full width; None = by scoring all of them."""
 
-    def __init__(self, main: str, ranker: Ranker | None, live: LiveItems):
-        self.main, self.ranker, self.live = main, ranker, live
+    def __init__(self, main: str, ranker: Ranker | None, live: LiveItems, finder: Finder | None):
+        self.main, self.ranker, self.live, self.finder = main, ranker, live, finder
 
     @property
     def generators(self) -> tuple[str, ...]:
@@ -28,21 +30,38 @@ class Stages:
     def retrieved(
         self, catalogue: Catalogue, question: Question, allowed_I: np.ndarray, depth: int, width: int | None
     ) -> Candidates:
-        """The best of every generator."""
-        size = len(catalogue)
-        scores_GI = np.stack(
-            [
-                question.scores(name, catalogue.programs[name], None, size, self._width(name, width))
-                for name in self.generators
-            ]
-        )
-        eligible_GI = np.where(allowed_I & ~np.isnan(scores_GI), scores_GI, -np.inf)
-        if len(self.generators) == 1:
-            columns = best(eligible_GI[0], depth)
-            return Candidates(columns, scores_GI[:, columns], [_places(columns)])
-        columns = union(eligible_GI, depth)
-        places = [_places(best(scores_I, depth)) for scores_I in eligible_GI]
-        return Candidates(columns, scores_GI[:, columns], places)
+        """The best of every generator, each once: best first where there is one generator, by index where there are
+        more."""
+        found = [self._best(name, catalogue, question, allowed_I, depth, width) for name in self.generators]
+        columns = found[0][0]
+        if len(found) > 1:
+            columns = np.unique(np.concatenate([best_C for best_C, _ in found]))
+        rows = []
+        for name, (_, scores_I) in zip(self.generators, found, strict=True):
+            program, size = catalogue.programs[name], len(catalogue)
+            rows.append(
+                question.scores(name, program, columns, size, None) if scores_I is None else scores_I[columns]
+            )
+        return Candidates(columns, np.stack(rows), [_places(best_C) for best_C, _ in found])
+
+    def _best(
+        self,
+        name: str,
+        catalogue: Catalogue,
+        question: Question,
+        allowed_I: np.ndarray,
+        depth: int,
+        width: int | None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """(a generator's best items, best first; its scores of the catalogue, None where it has not made them)."""
+        program, own, size = catalogue.programs[name], self._width(name, width), len(catalogue)
+        if name == self.main and self.finder is not None and own in (None, program.widths[-1]):
+            pool = self.finder.pool(program, question.vector(name, program)[0], allowed_I, depth)
+            if pool is not None:
+                scores_P = question.scores(name, program, pool, size, None)
+                return pool[best(np.where(np.isnan(scores_P), -np.inf, scores_P), depth)], None
+        scores_I = question.scores(name, program, None, size, own)
+        return best(np.where(allowed_I & ~np.isnan(scores_I), scores_I, -np.inf), depth), scores_I
 
     def scored(
         self,

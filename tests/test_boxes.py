@@ -123,7 +123,7 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     ),
     **every(
         "bundle",
-        {"histories": 7, "states": 5, "columns": ["title"], "thumbnails": 64},
+        {"histories": 7, "states": 5, "index": "none", "columns": ["title"], "thumbnails": 64},
         {"bundle", "report", "track"},
     ),
     **every(

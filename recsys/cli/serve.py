@@ -59,6 +59,11 @@ def attach_serve(app: typer.Typer, folder_of: Callable[[str, str | None], Path])
         threads: Annotated[
             int, typer.Option(help="Native threads a process; a question is too small for more.", min=1)
         ] = 1,
+        coarse: Annotated[
+            int | None,
+            typer.Option(help="Width that picks the items which the full width ranks; default: none."),
+        ] = None,
+        pool: Annotated[int, typer.Option(help="Items that --coarse picks.", min=1)] = 500,
         clock: Annotated[str, typer.Option(help="now, or data: start at the bundle's last event.")] = "now",
         tracking_uri: Annotated[
             str | None, typer.Option("--tracking-uri", help="MLflow store; default: runs/mlflow.db.")
@@ -92,7 +97,7 @@ def attach_serve(app: typer.Typer, folder_of: Callable[[str, str | None], Path])
             host, port, workers, state, clock, keys, admin_port,
             (lambda: folder_of(bundle, tracking_uri)) if followed else None,
             follow, remembered if followed else None, [_variant(text) for text in variant or []], shadow, exposures,
-            max_in_flight, deadline,
+            max_in_flight, deadline, None if coarse is None else (coarse, pool),
         )  # fmt: skip
 
         def listening(url: str) -> None:
