@@ -15,8 +15,10 @@ def fit_ranker(
     labels_N: np.ndarray,
     group_Q: np.ndarray,
     names: list[str],
+    places_N: np.ndarray | None = None,
 ) -> Trees:
-    """Trees learnt from lists of candidates, list after list: group_Q has their lengths, labels_N 1 for what was taken.
+    """Trees learnt from lists of candidates, list after list: group_Q has their lengths, labels_N 1 for what was taken,
+    places_N where each stood when it was shown, for `position_bias`.
 
     A list without a positive or without a negative teaches nothing and is to be left out. Deterministic for a seed and
     a build of LightGBM. Raises ModelError where there is no list.
@@ -37,7 +39,11 @@ def fit_ranker(
         "num_threads": 1,
         "verbosity": -1,
     }
-    data = lightgbm.Dataset(features_NF, labels_N, group=group_Q, feature_name=names, free_raw_data=True)
+    if config.position_bias is not None:
+        parameters["lambdarank_position_bias_regularization"] = config.position_bias
+    else:
+        places_N = None
+    data = lightgbm.Dataset(features_NF, labels_N, group=group_Q, feature_name=names, position=places_N)
     booster = lightgbm.train(parameters, data, config.trees)
     return Trees(booster.model_to_string(), tuple(names))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recsys import bundle as bundles
-from recsys import fitting, ranking, splits, steps
+from recsys import fitting, impressions, ranking, splits, steps
 from recsys.boxes import Box, Line, sweep
 from recsys.features import table as feature_tables
 from recsys.features.base import FittedExtractor, TableMaker
@@ -192,10 +192,11 @@ def _ranker(
         return None
     chosen = ranking.generators(config, fits)
     used = {name: tables[name] for name in config.tables}
+    shown = None if config.impressions is None else impressions.fingerprint(config.impressions)
     return line.add(
         RANKER,
         lambda box: ranking.make_ranker(box, config, chosen, data, split, used),
-        config.model_dump(mode="json"),
+        config.model_dump(mode="json", exclude={"impressions"}) | {"impressions": shown},
         {"data": data, "split": split} | used | {fit.box.name: fit.box for fit in chosen},
         version=ranking.VERSION,
     )

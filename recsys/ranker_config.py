@@ -1,8 +1,9 @@
 """Settings of the second stage, apart from it so that a recipe is read without LightGBM."""
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from recsys.config import Config
 
@@ -32,11 +33,25 @@ class RankerConfig(Config):
     """Pairs within the best so many of a list make gradients; slightly more than is served."""
     popularity_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of training candidates whose counts are hidden, so that an item without any is not taken for a bad one."""
+    impressions: Path | None = None
+    """Folder of an exposure log: the lists that were shown during the ranker part are learnt from, in place of lists
+    that are made for its questions."""
+    attribution_hours: Annotated[float, Field(gt=0)] = 24.0
+    """impressions: what somebody takes of a list within so many hours is an answer to it."""
+    position_bias: Annotated[float, Field(ge=0)] | None = None
+    """impressions: learn what a place in the list does to being taken, apart from the ranking, with this
+    regularisation; None = an item that stood high is taken for a better one."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the trees and of what is hidden."""
     required_lift: float = 0.0
     """The ranker is shipped where the lower bound of its lift in NDCG@10 over the best generator, on the valid part, is
     above this."""
+
+    @model_validator(mode="after")
+    def _shown(self):
+        if self.position_bias is not None and self.impressions is None:
+            raise ValueError("position_bias without impressions: lists that nobody saw have no places")
+        return self
 
     @field_validator("generators", "tables")
     @classmethod

@@ -23,13 +23,14 @@ from recsys.features.whitening import Whitening
 from recsys.fields import as_vectors
 from recsys.files import new_folder, write_json
 from recsys.fitting import Fit, aligned_tables
+from recsys.impressions import shown_lists
 from recsys.models.base import Model
 from recsys.models.ranker import fit_ranker
 from recsys.popularity import Popularity
 from recsys.progress import track
 from recsys.protocol import Protocol
 from recsys.ranker_config import RankerConfig
-from recsys.ranking_features import Items, feature_names
+from recsys.ranking_features import Asked, Items, feature_names, ranking_features
 from recsys.schema import Dense, Ragged
 from recsys.splits import Split
 from recsys.stats import paired_test
@@ -43,13 +44,15 @@ JUDGED_AT = 10
 @dataclass(frozen=True)
 class Lists:
     """Candidates of all queries that teach something: list after list, lengths in group_Q. recall: share of the targets
-    that the generators found; queries: how many there were."""
+    that the generators found, None for lists that were shown; queries: how many there were. places_N: where items stood
+    in lists that were shown."""
 
     features_NF: np.ndarray
     labels_N: np.ndarray
     group_Q: np.ndarray
-    recall: float
+    recall: float | None
     queries: int
+    places_N: np.ndarray | None = None
 
 
 def make_ranker(
@@ -107,8 +110,8 @@ def learnt(
     }
     items, categories = _items(dataset, split, maps, tables)
     names = feature_names(config.generators, config.tables)
-    lists = _lists(config, models, split, items)
-    trees = fit_ranker(config, lists.features_NF, lists.labels_N, lists.group_Q, names)
+    lists = (_lists if config.impressions is None else _shown_lists)(config, models, split, items)
+    trees = fit_ranker(config, lists.features_NF, lists.labels_N, lists.group_Q, names, lists.places_N)
     ranker = Ranker(
         config.generators, config.per_generator, trees, items,
         {name: (map.mean_F, map.map_FK) for name, map in maps.items()}, categories, {},
@@ -173,6 +176,38 @@ def _lists(config: RankerConfig, models: Mapping[str, Model], split: Split, item
         width = len(feature_names(config.generators, config.tables))
         return Lists(np.zeros((0, width)), np.zeros(0), np.zeros(0, np.int64), recall, len(asked))
     return Lists(np.concatenate(features), np.concatenate(labels), np.array(lengths), recall, len(asked))
+
+
+def _shown_lists(config: RankerConfig, models: Mapping[str, Model], split: Split, items: Items) -> Lists:
+    shown = shown_lists(config.impressions, split, config.attribution_hours)
+    popularity = Popularity.of_log(split.fit_log(("train", "ranker")))
+    starts_Q = shown.items.starts
+    features, labels, places = [], [], []
+    for start in track(range(0, len(shown), BATCH), "lists for the ranker"):
+        part = shown.queries.take(slice(start, start + BATCH))
+        scores_GQI = np.stack([models[name].score(part) for name in config.generators])
+        for row in range(len(part)):
+            number = start + row
+            items_C = shown.items[number]
+            here = slice(starts_Q[number], starts_Q[number] + len(items_C))
+            taken_C = shown.taken_N[here]
+            if taken_C.any() and not taken_C.all():
+                asked = Asked(part.history[row], part.times[row], int(part.at_Q[row]))
+                snapshot = popularity.as_of(asked.at)
+                features.append(
+                    ranking_features(asked, items_C, scores_GQI[:, row, items_C], snapshot, items)
+                )
+                labels.append(taken_C)
+                places.append(shown.places_N[here])
+    if not features:
+        raise DataError(
+            f"{len(shown)} lists were shown in the ranker part, none with an answer", where=config.impressions,
+            expected="lists of which something was taken and something was not",
+        )  # fmt: skip
+    lengths = np.array([len(one) for one in labels])
+    return Lists(
+        np.concatenate(features), np.concatenate(labels), lengths, None, len(shown), np.concatenate(places)
+    )
 
 
 def _judged(

@@ -217,6 +217,7 @@ def test_the_table_covers_every_key():
         "popularity_dropout": 0.5,
         "seed": 1,
         "required_lift": 0.1,
+        "attribution_hours": 2.0,
     }.items(),
 )
 def test_a_changed_key_of_the_ranker_makes_it_again_and_what_rests_on_it(key, value, dataset, tmp_path):
