@@ -4,7 +4,9 @@
 
 One load generator for all, in this process, on the machine of the servers: open-loop, Poisson arrivals, latency from
 the time a request was due. Without --bundle a synthetic one of MovieLens 1M's size is made (fMRLRec, width 128, two
-blocks). The references re-rank with as many trees as the bundle's own ranker has, with none where it has none.
+blocks, and three more generators under a ranker of the default size). The references re-rank with as many trees as the
+bundle's own ranker has, with none where it has none. A state update is timed inside the engine: an event kept in memory
+and one step of the network; the rows of /v1/events are whole requests, in memory and on disk.
 --litserve: a folder made with `pip install --target FOLDER litserve`, for that server alone; not needed where litserve
 is installed. --million: also a catalogue of a million items. --quick: about a minute and a half. --check: exit 1,
 naming each target that is missed.
@@ -15,6 +17,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +26,14 @@ import serve_bundle
 
 from recsys.bundle import Bundle
 from recsys.present.bench import serve_command
+from recsys.serving.answers import Query
 from recsys.serving.bench import Measurement, saturation
+from recsys.serving.engine import RankingEngine
 from recsys.serving.process import started
 from recsys.serving.traffic import Traffic, draw
 
 TARGETS = {
-    "rank p50 ms": 3.0, "rank p99 ms": 15.0, "recommend p50 ms": 5.0, "events p50 ms": 1.0, "ready after s": 3.0,
+    "rank p50 ms": 3.0, "rank p99 ms": 15.0, "recommend p50 ms": 5.0, "state update p50 ms": 1.0, "ready after s": 3.0,
 }  # fmt: skip
 """At most, of `recsys serve`."""
 TIMES_THE_REFERENCE = 3.0
@@ -136,6 +141,20 @@ def starts(contender: Contender, count: int) -> float:
     return sorted(seconds)[len(seconds) // 2]
 
 
+def state_update(bundle: Bundle, count: int = 300) -> float:
+    """Median milliseconds for an event of a user whose state is there: kept, and stepped through."""
+    engine = RankingEngine(bundle, clock=lambda: bundle.manifest["last_event"])
+    users, taken = engine.users.ids[:count], []
+    for number, user in enumerate(users):
+        engine.rank(Query(user), engine.item_ids[:1])
+        began = time.perf_counter()
+        engine.observe(f"e{number}", user, engine.item_ids[number], bundle.manifest["last_event"] + 1)
+        for name in engine.users.programs:
+            engine.users.state(engine.users.of(user), name)
+        taken.append(time.perf_counter() - began)
+    return 1000 * sorted(taken)[len(taken) // 2]
+
+
 def print_table(found: Mapping[str, Mapping[str, float]], targets: Mapping[str, float]) -> None:
     """Rows by contender; behind a reference's value, how many times ours it is."""
     names = list(found)
@@ -210,6 +229,7 @@ def compare(
     own |= {
         f"{row.replace('events', 'events on disk')}": kept[row] for row in ("events p50 ms", "events p99 ms")
     }
+    own["state update p50 ms"] = state_update(bundle)
     print_table(found, TARGETS)
     if isinstance(other, str):
         print(f"\nLitServe left out: {other}")
@@ -225,7 +245,7 @@ def compare(
 
 def million(root: Path, plan: Plan) -> list[str]:
     """recommend over a million items, at a tenth of the rate."""
-    bundle = serve_bundle.write(root / "million", items=1_000_000)
+    bundle = serve_bundle.write(root / "million", items=1_000_000, ranker=False)
     gentle = Plan(plan.rate / 10, plan.seconds, plan.step_seconds)
     print(f"\n1,000,000 items, width 128; recommend at {gentle.rate:g} requests/s\n", flush=True)
     contenders = [

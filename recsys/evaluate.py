@@ -16,7 +16,7 @@ from recsys.files import new_folder, write_json
 from recsys.metrics import list_metrics, query_metrics, target_ranks, top_k
 from recsys.progress import track
 from recsys.protocol import Key, Mask, Protocol, parse_metric
-from recsys.schema import Dense, Queries, Ragged
+from recsys.schema import Dense, Queries, Ragged, among
 from recsys.slices import pools, query_slices, target_slices
 from recsys.splits import EvalQueries, Split
 from recsys.stats import bootstrap_intervals
@@ -97,21 +97,13 @@ def masked_items(
         seen = history if mask == "history" else history.tail(window)
     rows, items = seen.flat()
     if repeat_targets == "keep":
-        own = _among(_cells(rows, items), _cells(*asked.targets.flat()))
+        own = among(_cells(rows, items), _cells(*asked.targets.flat()))
         rows, items = rows[~own], items[~own]
     return rows, items
 
 
 def _cells(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
     return rows * (1 << 32) + items
-
-
-def _among(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """np.isin by a sorted search: several times as quick where one side is short."""
-    if not len(keys):
-        return np.zeros(values.shape, bool)
-    keys = np.sort(keys)
-    return keys[np.minimum(np.searchsorted(keys, values), len(keys) - 1)] == values
 
 
 def ranked_batches(
@@ -143,7 +135,7 @@ def ranked_batches(
             scores = np.array(scorer.score(part.queries, lists_from, width), np.float32)
             scores[lists_from < 0] = -np.inf
             shown = _cells(np.arange(len(part))[:, None], lists_from)
-            scores[_among(shown, _cells(rows, items))] = -np.inf
+            scores[among(shown, _cells(rows, items))] = -np.inf
             columns = candidates.columns(lists_from, part.targets)
         ranks = target_ranks(scores, columns)
         lists = top_k(scores, list_depth) if list_depth else None
@@ -230,7 +222,8 @@ def evaluation_of(
     counts_I = split.fit_log(fit_parts).item_counts()
     tables = tables or {}
     by_slice: dict[str | None, Ranked] = {None: headline, **(pooled or {})}
-    for label, keep_T in target_slices(headline.items_T, counts_I, tables, protocol).items():
+    lengths_T = asked.queries.history.lengths[headline.rows_T]
+    for label, keep_T in target_slices(headline.items_T, lengths_T, counts_I, tables, protocol).items():
         by_slice[label] = headline.only(keep_T)
     measured: dict[Key, np.ndarray] = {}
     for label, ranked in by_slice.items():
@@ -294,7 +287,7 @@ def _facts(
         "targets": len(targets),
         "catalogue": split.num_items,
         "targets_outside": int((ranked.items_T < 0).sum()),
-        "targets_repeated": int(_among(targets, history).sum()),
+        "targets_repeated": int(among(targets, history).sum()),
         "empty_histories": int((asked.queries.history.lengths == 0).sum()),
     }
 
@@ -342,10 +335,14 @@ def validation_metric(
     max_queries: int | None = None,
     *,
     window: int = 50,
+    harmonic: bool = False,
+    fit_parts: Sequence[str] = ("train",),
 ) -> float:
     """One number for early stopping and selection: mean of `metric`, e.g. ndcg_at_10, on `part`.
 
-    max_queries: the same random queries of that many, each time. Raises EvaluationError for an unknown metric.
+    max_queries: the same random queries of that many, each time. harmonic: the harmonic mean of the metric within the
+    pool of items without a row in `fit_parts` and within that of the others. Raises EvaluationError for an unknown
+    metric, or a part without targets in either pool.
     """
     kind, k = parse_metric(metric)
     asked = split.queries(part)
@@ -353,6 +350,21 @@ def validation_metric(
         asked = asked.take(np.sort(np.random.default_rng(0).permutation(len(asked))[:max_queries]))
     protocol = Protocol(ks=(k,), mask=mask, window=window)
     train = split.fit_log().sequences if mask == "train" else None
-    ranked = rank_all(scorer, asked, protocol, train, width, None, None)
-    sizes_Q = np.bincount(ranked.rows_T, minlength=len(asked))
-    return float(np.nanmean(query_metrics(ranked.ranks_T, ranked.rows_T, sizes_Q, k)[kind]))
+
+    def mean_of(ranked: Ranked) -> float:
+        sizes_Q = np.bincount(ranked.rows_T, minlength=len(asked))
+        return float(np.nanmean(query_metrics(ranked.ranks_T, ranked.rows_T, sizes_Q, k)[kind]))
+
+    if not harmonic:
+        return mean_of(rank_all(scorer, asked, protocol, train, width, None, None))
+    means = []
+    warm_I = split.fit_log(fit_parts).item_counts() > 0
+    for pool_I in (warm_I, ~warm_I):
+        ranked = rank_all(scorer, asked, protocol, train, width, pool_I, None)
+        ranked = ranked.only((ranked.items_T >= 0) & pool_I[ranked.items_T])
+        if not len(ranked.items_T):
+            raise EvaluationError(
+                f"no {part} target in one of the pools", where="train.monitor", fix="leave pools at all"
+            )
+        means.append(mean_of(ranked))
+    return 2 * means[0] * means[1] / max(sum(means), 1e-12)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.popularity import COLUMNS, DAY, Snapshot
-from recsys.schema import Ragged
+from recsys.schema import Ragged, among
 
 RECENT = 10
 """Newest history items that a candidate is compared with."""
@@ -106,7 +106,7 @@ def ranking_features(
     columns += list(_counts(snapshot, candidates).T)
     shares_K = _shares(items, asked.history)
     columns.append(_affinity(shares_K, here.categories))
-    columns.append(np.isin(candidates, asked.history).astype(np.float32))
+    columns.append(among(candidates, asked.history).astype(np.float32))
     since = np.nan
     if asked.times is not None and len(asked.times):
         since = max(asked.at - int(asked.times[-1]), 0) / DAY

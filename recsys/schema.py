@@ -214,6 +214,14 @@ class Form:
     encoding: "ItemEncoding | None" = None
 
 
+def among(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """np.isin by a sorted search: several times as quick where one side is short."""
+    if not len(keys):
+        return np.zeros(values.shape, bool)
+    keys = np.sort(keys)
+    return keys[np.minimum(np.searchsorted(keys, values), len(keys) - 1)] == values
+
+
 def pick(scores_QI: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
     """The candidates' columns of full scores: [C] or [Q, C], candidate -1 gives -inf; all columns for None."""
     if candidates is None:

@@ -77,11 +77,13 @@ class ItemItem(Program):
         if "dense" in arrays:  # row by row in float32, as the model adds them: the same rounding
             return np.add.reduce(arrays["dense"][items], axis=0)
         indptr = arrays["indptr"]
-        starts, lengths = indptr[items], indptr[items + 1] - indptr[items]
-        places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        return np.bincount(
-            arrays["indices"][places], weights=arrays["data"][places], minlength=len(indptr) - 1
+        ends = zip(indptr[items].tolist(), indptr[items + 1].tolist(), strict=True)
+        rows = [slice(start, end) for start, end in ends]
+        indices, data = (
+            np.concatenate([values[row] for row in rows] or [values[:0]])
+            for values in (arrays["indices"], arrays["data"])
         )
+        return np.bincount(indices, weights=data, minlength=len(indptr) - 1)
 
     def similarity(self, item: int) -> np.ndarray:
         """What the item says about every other: its row of W."""

@@ -32,7 +32,7 @@ def benchmark(monkeypatch):
 
 @pytest.fixture
 def planted(benchmark, tmp_path):
-    return benchmark("serve_bundle").write(tmp_path / "planted", items=300, users=40)
+    return benchmark("serve_bundle").write(tmp_path / "planted", items=300, users=40, ranker=False)
 
 
 def test_the_reference_ranks_as_we_do(benchmark, planted):
@@ -85,3 +85,13 @@ def test_trees_of_a_bundle(benchmark, planted):
     assert serve.trees_of(planted) == 0
     reference.booster(4).save_model(planted.path / "ranker.txt")
     assert serve.trees_of(planted) == 4
+
+
+def test_the_synthetic_second_stage(benchmark, tmp_path):
+    """Four generators under sixty trees, the states of long histories, and an update of one."""
+    serve, made = benchmark("serve"), benchmark("serve_bundle").write(tmp_path / "b", items=300, users=40)
+    assert serve.trees_of(made) == 60 and len(made.generators) == 4
+    listed = RankingEngine(made).recommend(Query(user_id=3), 5).items
+    assert {source.generator for line in listed for source in line.sources} <= set(made.generators)
+    assert len(made.states["fmrlrec"]["rows"]) > 20
+    assert serve.state_update(made, 5) > 0
