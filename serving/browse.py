@@ -78,7 +78,7 @@ def browse_routes(main: Main, served: Callable[[], Sequence[tuple[str, RankingEn
         found = []
         for index, title in enumerate(catalogue.lowered_titles):
             if all(word in title for word in words) or (search and search == str(catalogue.ids[index])):
-                found.append(catalogue.shown[index])
+                found.append(catalogue.shown(index))
                 if len(found) == limit:
                     break
         return json_response({"items": found})
@@ -100,7 +100,7 @@ def browse_routes(main: Main, served: Callable[[], Sequence[tuple[str, RankingEn
         own = engine.id_from_text("item", item_id)
         if own not in catalogue.index_of:
             raise RequestError(f"item {item_id!r} is not in the catalogue")
-        return json_response(catalogue.shown[catalogue.index_of[own]])
+        return json_response(catalogue.shown(catalogue.index_of[own]))
 
     @routes.get("/v1/users", summary="Find users", response_model=wire.Users)
     async def users(search: Search = "", limit: Limit = 20) -> Response:
@@ -118,7 +118,7 @@ def browse_routes(main: Main, served: Callable[[], Sequence[tuple[str, RankingEn
         engine = main()
         own = engine.id_from_text("user", user_id)
         catalogue = engine.live.refresh()
-        history = [catalogue.shown[index] for index in engine.users.of(own).items.tolist()]
+        history = [catalogue.shown(index) for index in engine.users.of(own).items.tolist()]
         return json_response({"user_id": own, "history": history})
 
     # The Open Inference Protocol, as far as a ranker can speak it: health and metadata.

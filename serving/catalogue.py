@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import orjson
 import polars as pl
 
 from recsys import schema
@@ -65,21 +66,26 @@ class Catalogue:
                 masks.setdefault(name, np.zeros(len(self), bool))[index] = True
         return masks
 
+    def shown(self, index: int) -> dict[str, Any]:
+        """An item as people see it: item_id, title, category, image (a path, or None)."""
+        item_id = self.ids[index]
+        return {
+            "item_id": item_id,
+            "title": self.titles[index],
+            "category": list(self.categories[index]),
+            "image": f"/v1/items/{quote(str(item_id), safe='')}/image" if index in self.pictures else None,
+        }
+
     @cached_property
-    def shown(self) -> list[dict[str, Any]]:
-        """By index, an item as people see it: item_id, title, category, image (a path, or None)."""
-        pictures = self.pictures
-        return [
-            {
-                "item_id": item_id,
-                "title": title,
-                "category": list(names),
-                "image": f"/v1/items/{quote(str(item_id), safe='')}/image" if index in pictures else None,
-            }
-            for index, (item_id, title, names) in enumerate(
-                zip(self.ids, self.titles, self.categories, strict=True)
-            )
-        ]
+    def _heads(self) -> dict[int, bytes]:
+        return {}
+
+    def head(self, index: int) -> bytes:
+        """`shown` as JSON whose object is still open for more; made once."""
+        found = self._heads.get(index)
+        if found is None:
+            found = self._heads[index] = orjson.dumps(self.shown(index))[:-1]
+        return found
 
     @cached_property
     def lowered_titles(self) -> Sequence[str]:

@@ -17,6 +17,9 @@ from recsys.scoring import dot_scores, segment_scores
 from recsys.serving.mixers import MIXERS
 from recsys.serving.network import Network, WholeNetwork, cut_arrays
 
+_COPIED = 4_000_000
+"""Most weights of an item-item matrix that are kept by column too, padding included."""
+
 
 class Program(ABC):
     """A form made runnable: the scoring half of the model contract."""
@@ -69,7 +72,15 @@ class ItemItem(Program):
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
         legal_width(width, self.widths)
-        scores_QI = np.stack([self._sum(np.unique(queries.history[row])) for row in range(len(queries))])
+        asked = [np.unique(queries.history[row]) for row in range(len(queries))]
+        columns = self._columns if len(asked) == 1 and np.ndim(candidates) == 1 else None
+        if columns is not None and (candidates >= 0).all():
+            speaking, said = columns
+            asks = np.zeros(len(speaking), bool)
+            asks[asked[0]] = True
+            sums_C = (said[candidates] * asks[speaking[candidates]]).sum(axis=1, dtype=np.float64)
+            return (sums_C + self.form.arrays["prior"][candidates]).astype(np.float32)[None]
+        scores_QI = np.stack([self._sum(items) for items in asked])
         return pick((scores_QI + self.form.arrays["prior"]).astype(np.float32), candidates)
 
     def _sum(self, items: np.ndarray) -> np.ndarray:
@@ -77,17 +88,38 @@ class ItemItem(Program):
         if "dense" in arrays:  # row by row in float32, as the model adds them: the same rounding
             return np.add.reduce(arrays["dense"][items], axis=0)
         indptr = arrays["indptr"]
-        ends = zip(indptr[items].tolist(), indptr[items + 1].tolist(), strict=True)
-        rows = [slice(start, end) for start, end in ends]
-        indices, data = (
-            np.concatenate([values[row] for row in rows] or [values[:0]])
-            for values in (arrays["indices"], arrays["data"])
-        )
+        indices, data = (_rows(indptr, arrays[name], items) for name in ("indices", "data"))
         return np.bincount(indices, weights=data, minlength=len(indptr) - 1)
+
+    @cached_property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Who speaks to every item, and what it says: [I, N] both, weight 0 pads. A few candidates hear from far fewer
+        items than a history speaks to. None where W is dense, or would be much larger in this form."""
+        arrays = self.form.arrays
+        if "dense" in arrays:
+            return None
+        size, weights = len(arrays["indptr"]) - 1, len(arrays["data"])
+        heard_I = np.bincount(arrays["indices"], minlength=size)
+        if weights == 0 or size * heard_I.max() > min(2 * weights, _COPIED):
+            return None
+        order = np.argsort(arrays["indices"], kind="stable")
+        column = arrays["indices"][order]
+        place = np.arange(weights) - (np.cumsum(heard_I) - heard_I)[column]
+        speaking = np.zeros((size, heard_I.max()), np.int32)
+        said = np.zeros(speaking.shape, arrays["data"].dtype)
+        speaking[column, place] = np.repeat(np.arange(size), np.diff(arrays["indptr"]))[order]
+        said[column, place] = arrays["data"][order]
+        return speaking, said
 
     def similarity(self, item: int) -> np.ndarray:
         """What the item says about every other: its row of W."""
         return self._sum(np.array([item]))
+
+
+def _rows(indptr: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The values of these rows, one after another."""
+    ends = zip(indptr[rows].tolist(), indptr[rows + 1].tolist(), strict=True)
+    return np.concatenate([values[:0], *(values[start:end] for start, end in ends)])
 
 
 class DeepFM(Program):

@@ -18,7 +18,7 @@ from fastapi import Query as FromQuery
 
 from recsys.errors import RequestError
 from recsys.serving import wire
-from recsys.serving.answers import Filters, Query, Ranked, Spread
+from recsys.serving.answers import Filters, Query, Ranked, RankedItem, Spread
 from recsys.serving.content import NewItem
 from recsys.serving.engine import RankingEngine
 
@@ -180,31 +180,34 @@ def id_of(scope: Scope) -> str:
 
 
 def answer(request_id: str, variant: str, engine: RankingEngine, ranked: Ranked) -> dict[str, Any]:
-    """As `wire.Answer` has it."""
-    shown = engine.catalogue.shown
+    """As `wire.Answer` has it; the items are JSON already, as most of it was made before."""
+    head = engine.catalogue.head
+    scores = orjson.dumps([item.score for item in ranked.items])[1:-1].split(b",")
     lines = [
-        (
-            shown[index]
-            if index >= 0
-            else {"item_id": item_id, "title": title, "category": None, "image": None}
-        )
-        | {
-            "score": score,
-            "sources": [{"generator": s.generator, "rank": s.rank, "score": s.score} for s in sources],
-            "contributions": contributions,
-        }
-        for item_id, score, title, index, sources, contributions in ranked.items
+        (head(item.index) if item.index >= 0 else _head_of_new(item)) + b',"score":' + score + _tail(item)
+        for item, score in zip(ranked.items, scores if ranked.items else (), strict=True)
     ]
     return {
         "request_id": request_id,
         "model": model_info(engine, variant),
-        "items": lines,
+        "items": orjson.Fragment(b"[" + b",".join(lines) + b"]"),
         "fallback": ranked.fallback,
         "unknown_items": list(ranked.unknown_items),
         "missing": named(ranked.missing),
         "history_length": ranked.history_length,
         "timings_ms": dict(ranked.timings),
     }
+
+
+def _head_of_new(item: RankedItem) -> bytes:
+    return orjson.dumps({"item_id": item.item_id, "title": item.title, "category": None, "image": None})[:-1]
+
+
+def _tail(item: RankedItem) -> bytes:
+    if not item.sources and item.contributions is None:
+        return b',"sources":[],"contributions":null}'
+    sources = [{"generator": s.generator, "rank": s.rank, "score": s.score} for s in item.sources]
+    return b"," + orjson.dumps({"sources": sources, "contributions": item.contributions})[1:]
 
 
 def model_info(engine: RankingEngine, variant: str) -> dict[str, str]:

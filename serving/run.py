@@ -1,6 +1,7 @@
 """`recsys serve`: bundle, state, rollout, guard and socket put together, in one process or several."""
 
 import contextlib
+import gc
 import json
 import logging
 import signal
@@ -184,6 +185,8 @@ def run(
         guarded = Guard(app, keys, MAX_BODY_BYTES, options.max_in_flight, options.deadline, metrics)
         if admin is not None:
             stack.enter_context(_beside(uvicorn.Server(_config(admin_app(rollout, use))), admin))
+        gc.collect()
+        gc.freeze()  # what has been loaded stays: collections between requests need not walk through it
         ready()
         _run_server(uvicorn.Server(_config(guarded)), listener)
 
