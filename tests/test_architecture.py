@@ -76,7 +76,7 @@ ONLY = {
     **{name: () for name in ("pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")},
 }  # fmt: skip
 """Package -> the only modules that import it themselves."""
-ON_REQUEST = {"redis"}
+ON_REQUEST = {"faiss", "redis"}
 """Extras that serving imports when it is asked for what needs them."""
 DISTRIBUTIONS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
 """Distributions that are imported under another name."""
