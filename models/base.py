@@ -15,6 +15,7 @@ import numpy as np
 from recsys.config import Config
 from recsys.errors import ModelError
 from recsys.fields import Fields, as_vectors
+from recsys.item_graph import ItemGraph
 from recsys.schema import Dense, Form, Log, Queries
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ class FitContext:
     """All that fitting may see. There is no field for test rows, ids or frames.
 
     train: the interactions to learn from, as index arrays. tables: (entity, name) -> vectors or typed fields in
-    catalogue order. validate: called by the loop with the model, returns the monitored metric (higher is
-    better). folder: where checkpoints lie; None = keep none.
+    catalogue order. graph: around the items, where the run has one. validate: called by the loop with the model,
+    returns the monitored metric (higher is better). folder: where checkpoints lie; None = keep none.
     """
 
     train: Log
@@ -36,6 +37,7 @@ class FitContext:
     device: str = "cpu"
     folder: Path | None = None
     validate: Callable[["Model"], float] | None = None
+    graph: ItemGraph | None = None
 
     @property
     def num_items(self) -> int:
@@ -69,6 +71,7 @@ class Model(ABC, Generic[ConfigT]):
     uses_history: ClassVar[bool] = True
     uses_user_fields: ClassVar[bool] = False
     uses_context: ClassVar[bool] = False
+    uses_graph: ClassVar[bool] = False
     scores_cold_items: ClassVar[bool] = False
     scores_cold_users: ClassVar[bool] = True
 

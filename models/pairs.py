@@ -4,11 +4,11 @@ Matrix factorisation and what builds on it share everything here and differ in h
 """
 
 from collections.abc import Iterator
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from recsys.config import Config
@@ -19,8 +19,10 @@ from recsys.models.losses import Widths
 from recsys.models.objective import Loss, Objective, ObjectiveConfig
 from recsys.models.vectors import VectorModel, Vectors
 from recsys.profile import Profile
-from recsys.schema import Log
+from recsys.schema import Log, Queries
 
+_OTHERS, _FOLDED = 0.1, 1000
+"""Weight of items that are not in a history when it is folded in; users whose vectors set the length of the result."""
 _INITIAL = 0.1
 """Standard deviation of initial vectors, as in LightGCN."""
 
@@ -38,8 +40,17 @@ class PairsConfig(ObjectiveConfig):
     """sampled, gbce: items drawn a step, the same for all its pairs. bce, bpr: items drawn for each pair."""
     item_bias: bool = True
     """A learnt popularity bias per item."""
+    fold_in: Annotated[float, Field(gt=0)] | None = None
+    """How a user without a vector asks: None = with the mean of the vectors of its history's items; a number = by least
+    squares against them, all other items counting as zeros of weight 0.1, and this ridge. One width only."""
 
     _ascending = field_validator("widths")(ascending)
+
+    @model_validator(mode="after")
+    def _one_width(self):
+        if self.fold_in is not None and len(self.widths) > 1:
+            raise ValueError("one width where fold_in is set: what is solved at one is no part of another")
+        return self
 
 
 ConfigT = TypeVar("ConfigT", bound=PairsConfig)
@@ -108,13 +119,43 @@ class PairsModel(VectorModel[ConfigT], PairBatches[ConfigT]):
 
     def setup(self, ctx: FitContext) -> None:
         self.module = self.Module(self.config, ctx.train)
-        self.known_U = np.diff(ctx.train.indptr_U1) > 0
+        self.known_U, self.sequences = np.diff(ctx.train.indptr_U1) > 0, ctx.train.sequences
         self.take_pairs(ctx)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """[U, D] and [I, D] of the weights as they are."""
+        self.module.eval()
+        users_UD, items_ID = self.module.vectors()
+        return users_UD.cpu().numpy(), items_ID.cpu().numpy()
 
     @torch.inference_mode()
     def learnt(self) -> Vectors:
-        self.module.eval()
-        users_UD, items_ID = (value.cpu().numpy() for value in self.module.vectors())
+        users_UD, items_ID = self.arrays()
         mean_D = users_UD[self.known_U].mean(axis=0) if self.known_U.any() else np.zeros_like(items_ID[0])
-        profile = Profile(items_ID, mean_D, users_UD, self.known_U)
+        profile = Profile(
+            items_ID,
+            mean_D,
+            users_UD,
+            self.known_U,
+            **self.profile_settings,
+            **self._fold(items_ID, users_UD),
+        )
         return Vectors(profile, items_ID, self.module.bias().cpu().numpy())
+
+    @property
+    def profile_settings(self) -> dict[str, Any]:
+        return {} if self.config.fold_in is None else {"scaling": "solved"}
+
+    def _fold(self, items_ID: np.ndarray, users_UD: np.ndarray) -> dict[str, np.ndarray]:
+        """What `Profile` folds users in with; vectors found so are as long, on average, as those that were learnt."""
+        if self.config.fold_in is None:
+            return {}
+        width = items_ID.shape[1]
+        wide_ID = items_ID.astype(np.float64)
+        gram_DD = _OTHERS * wide_ID.T @ wide_ID + self.config.fold_in * np.eye(width)
+        found = {"gram_DD": gram_DD, "fold_1": np.ones(1)}
+        rows = np.flatnonzero(self.known_U)[:_FOLDED]
+        asked = Queries(np.full(len(rows), -1), self.sequences.take(rows), np.zeros(len(rows), np.int64))
+        alike_ND = Profile(items_ID, np.zeros(width), scaling="solved", **found).vectors(asked)
+        lengths = (np.linalg.norm(one, axis=1).mean() for one in (users_UD[rows], alike_ND))
+        return {"gram_DD": gram_DD, "fold_1": np.array([next(lengths) / max(next(lengths), 1e-12)])}

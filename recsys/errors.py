@@ -49,6 +49,10 @@ class EvaluationError(RecsysError):
     """Rankings, candidates or queries that cannot be evaluated."""
 
 
+class LeakError(RecsysError):
+    """Fitting saw what it must not see."""
+
+
 class BundleError(RecsysError):
     """A bundle that is damaged, incomplete or from another format version."""
 

@@ -18,6 +18,7 @@ from recsys.evaluate import validation_metric
 from recsys.features.field_table import load_table
 from recsys.fields import Fields
 from recsys.files import new_folder, write_json
+from recsys.graphs import load_graph
 from recsys.models.base import FitContext, Model
 from recsys.registry import MODELS, load_class
 from recsys.schema import Dense
@@ -97,10 +98,21 @@ def tables_of(config: Config) -> tuple[str, ...]:
     return tuple(getattr(config, "tables", ()))
 
 
+def graph_box(parts: tuple[str, ...]) -> str:
+    """Name of the box of the graph around items that these parts make."""
+    return f"graph.{'_'.join(parts)}"
+
+
 def context(
-    split: Split, job: Job, tables: Mapping[str, Box], folder: Path | None = None, *, validates: bool = True
+    split: Split,
+    job: Job,
+    tables: Mapping[str, Box],
+    folder: Path | None = None,
+    *,
+    graph: Box | None = None,
+    validates: bool = True,
 ) -> FitContext:
-    """What fitting may see: the rows of its parts, the aligned tables, a validation metric."""
+    """What fitting may see: the rows of its parts, the aligned tables, the graph around items, a validation metric."""
     monitor = job.train.monitor
 
     def validate(model: Model) -> float:
@@ -113,11 +125,14 @@ def context(
             monitor.width,
             monitor.queries,
             window=monitor.window,
+            harmonic=monitor.pools == "harmonic",
+            fit_parts=job.train.fit_parts,
         )
 
     log = split.fit_log(job.train.fit_parts)
     known = aligned_tables(split, tables)
-    return FitContext(log, known, job.seed, job.device, folder, validate if validates else None)
+    around = None if graph is None else load_graph(graph.folder, split, tables)
+    return FitContext(log, known, job.seed, job.device, folder, validate if validates else None, around)
 
 
 def aligned_tables(split: Split, tables: Mapping[str, Box]) -> dict[tuple[str, str], Dense | Fields]:
@@ -134,7 +149,9 @@ def aligned_tables(split: Split, tables: Mapping[str, Box]) -> dict[tuple[str, s
     return aligned
 
 
-def make_fit(box: Box, job: Job, split_box: Box, tables: Mapping[str, Box], selected: Box | None) -> None:
+def make_fit(
+    box: Box, job: Job, split_box: Box, tables: Mapping[str, Box], selected: Box | None, graph: Box | None
+) -> None:
     """Fit and keep the state. `selected`: the earlier fit that fixes the number of epochs of this one."""
     split = Split.load(split_box.folder)
     validates = "valid" not in job.train.fit_parts
@@ -142,7 +159,7 @@ def make_fit(box: Box, job: Job, split_box: Box, tables: Mapping[str, Box], sele
     if selected is not None:
         epochs = json.loads((selected.folder / "fit.json").read_text())["progress"]["best_epoch"] + 1
         train = train.model_copy(update={"epochs": max(epochs, 1)})
-    ctx = context(split, job, tables, box.scratch, validates=validates)
+    ctx = context(split, job, tables, box.scratch, graph=graph, validates=validates)
     model = load_class(job.kind, MODELS, Model)(job.config)
     started = time.monotonic()
     progress = fit(model, ctx, train, lambda metrics, epoch: logger.info("%s", _epoch_line(metrics, epoch)))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recsys import bundle as bundles
-from recsys import fitting, impressions, ranking, splits, steps
+from recsys import fitting, graphs, impressions, ranking, splits, steps
 from recsys.boxes import Box, Line, sweep
+from recsys.errors import ConfigError
 from recsys.features import table as feature_tables
 from recsys.features.base import FittedExtractor, TableMaker
 from recsys.features.extract import make_extractor
@@ -54,12 +55,13 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
         version=splits.VERSION,
     )
     tables = _features(line, recipe, data, split)
-    fits = _fits(line, recipe, split, tables, device)
+    around = _Graphs(line, recipe, data, split, tables)
+    fits = _fits(line, recipe, split, tables, around, device)
     select = line.add(
         "select", lambda box: fitting.make_selection(box, fits), {}, {fit.box.name: fit.box for fit in fits}
     )
     final = (
-        [_refit(line, fit, recipe.select.refit, split, tables) for fit in fits]
+        [_refit(line, fit, recipe.select.refit, split, tables, around) for fit in fits]
         if recipe.select.refit
         else fits
     )
@@ -131,18 +133,51 @@ def _table(line: Line, name: str, maker: TableMaker, data: Box, split: Box, made
     return line.add(f"features.{name}", make, settings, upstream, version=feature_tables.VERSION)
 
 
+@dataclass(frozen=True)
+class _Graphs:
+    """The graph around items, a box for every choice of parts that a model is fitted on."""
+
+    line: Line
+    recipe: Recipe
+    data: Box
+    split: Box
+    tables: Mapping[str, Box]
+
+    def of(self, job: fitting.Job) -> dict[str, Box]:
+        """The graph for a job; nothing where its model reads none. Raises ConfigError where the recipe has none."""
+        if not load_class(job.kind, MODELS, Model).uses_graph:
+            return {}
+        config, parts = self.recipe.graph, job.train.fit_parts
+        if config is None:
+            raise ConfigError(f"models.{job.name} reads the graph around items", fix="add [graph]")
+        name = fitting.graph_box(parts)
+        if name not in self.line.boxes:
+            used = {table: self.tables[table] for table in config.tables}
+            self.line.add(
+                name,
+                lambda box: graphs.make_graph(box, config, parts, self.data, self.split, used),
+                config.model_dump(mode="json") | {"parts": parts},
+                {"data": self.data, "split": self.split} | used,
+                version=graphs.VERSION,
+            )
+        return {"graph": self.line.boxes[name]}
+
+
 def _fits(
-    line: Line, recipe: Recipe, split: Box, tables: Mapping[str, Box], device: str
+    line: Line, recipe: Recipe, split: Box, tables: Mapping[str, Box], around: _Graphs, device: str
 ) -> list[fitting.Fit]:
     """One fit per model and seed; a closed-form model does not depend on the seed and is fitted once."""
-    fits = []
+    jobs = []
     for name, (kind, settings, train) in model_tables(recipe).items():
         model_class = load_class(kind, MODELS, Model)
         config = fitting.model_config(model_class, settings, name, set(tables))
-        for seed in recipe.seeds if model_class.looped else (0,):
-            job = fitting.Job(name, kind, config, train, seed, device)
-            fits.append(_fit(line, f"fit.{name}.seed{seed}", job, split, tables, {}))
-    return fits
+        seeds = recipe.seeds if model_class.looped else (0,)
+        jobs += [fitting.Job(name, kind, config, train, seed, device) for seed in seeds]
+    read = [around.of(job) for job in jobs]  # all before the first fit: a search needs them and no fit
+    return [
+        _fit(line, f"fit.{job.name}.seed{job.seed}", job, split, tables, graph)
+        for job, graph in zip(jobs, read, strict=True)
+    ]
 
 
 def _fit(
@@ -156,7 +191,7 @@ def _fit(
     used = {table: tables[table] for table in fitting.tables_of(job.config)}
     box = line.add(
         box_name,
-        lambda box: fitting.make_fit(box, job, split, used, extra.get("selected")),
+        lambda box: fitting.make_fit(box, job, split, used, extra.get("selected"), extra.get("graph")),
         job.settings(),
         {"split": split} | used | extra,
         version=f"{fitting.VERSION}.{load_class(job.kind, MODELS, Model).version}",
@@ -165,12 +200,18 @@ def _fit(
 
 
 def _refit(
-    line: Line, fit: fitting.Fit, parts: tuple[str, ...], split: Box, tables: Mapping[str, Box]
+    line: Line,
+    fit: fitting.Fit,
+    parts: tuple[str, ...],
+    split: Box,
+    tables: Mapping[str, Box],
+    around: _Graphs,
 ) -> fitting.Fit:
     """The same model on more rows, its number of epochs taken from the fit that selection looked at."""
     train = fit.job.train.model_copy(update={"fit_parts": parts})
     job = replace(fit.job, train=train)
-    return _fit(line, f"re{fit.box.name}", job, split, tables, {"selected": fit.box})
+    extra = {"selected": fit.box} | around.of(job)
+    return _fit(line, f"re{fit.box.name}", job, split, tables, extra)
 
 
 def _test(line: Line, recipe: Recipe, fit: fitting.Fit, split: Box, tables: Mapping[str, Box]) -> Box:

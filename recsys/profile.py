@@ -18,7 +18,9 @@ class Profile:
 
     A user that known_U marks has the row of users_UD. Any other, and everybody where there is no users_UD: the rows of
     inputs_ID for the history, weighted by 0.5^(age in events / half_life), summed and scaled (mean: over the weights'
-    sum; root: over its square root), plus offset_D, through the activation. An empty history gives default_D as it is.
+    sum; root: over its square root; solved: what least squares, the rows against 1 and all items by gram_DD against 0,
+    make of it, times fold_1), plus offset_D, through the activation. An empty history gives default_D as it is, or the
+    row of users_UD for a user that cold_U marks.
     """
 
     inputs_ID: np.ndarray
@@ -27,14 +29,20 @@ class Profile:
     known_U: np.ndarray | None = None
     offset_D: np.ndarray | None = None
     half_life: float | None = None
-    scaling: Literal["mean", "root"] = "mean"
+    scaling: Literal["mean", "root", "solved"] = "mean"
     activation: Literal["none", "sigmoid"] = "none"
+    cold_U: np.ndarray | None = None
+    gram_DD: np.ndarray | None = None
+    fold_1: np.ndarray | None = None
 
     def vectors(self, queries: Queries) -> np.ndarray:
         """[Q, D] float32."""
         vectors_QD = self._of_histories(queries)
         if self.users_UD is not None:
             known_Q = (queries.user_Q >= 0) & self.known_U[queries.user_Q]
+            if self.cold_U is not None:
+                alone_Q = (queries.user_Q >= 0) & (queries.history.lengths == 0)
+                known_Q |= alone_Q & self.cold_U[queries.user_Q]
             vectors_QD[known_Q] = self.users_UD[queries.user_Q[known_Q]]
         return vectors_QD
 
@@ -52,7 +60,10 @@ class Profile:
             starts = (np.cumsum(lengths_Q) - lengths_Q)[full_Q]
             total_QD[full_Q] = np.add.reduceat(weights_R[:, None] * self.inputs_ID[items_R], starts)
         weight_Q = np.maximum(np.bincount(rows_R, weights_R, len(queries)), 1e-12)
-        total_QD /= (weight_Q if self.scaling == "mean" else np.sqrt(weight_Q))[:, None]
+        if self.scaling == "solved":
+            total_QD = self._solved(total_QD, weights_R, rows_R, items_R)
+        else:
+            total_QD /= (weight_Q if self.scaling == "mean" else np.sqrt(weight_Q))[:, None]
         if self.offset_D is not None:
             total_QD += self.offset_D
         if self.activation == "sigmoid":
@@ -60,9 +71,22 @@ class Profile:
         total_QD[~full_Q] = self.default_D
         return total_QD.astype(np.float32)
 
+    def _solved(
+        self, total_QD: np.ndarray, weights_R: np.ndarray, rows_R: np.ndarray, items_R: np.ndarray
+    ) -> np.ndarray:
+        """(gram + sum of w v v')^-1 sum of w v, times fold_1."""
+        out_QD = np.zeros_like(total_QD)
+        ends = np.searchsorted(rows_R, np.arange(len(total_QD)), side="right")
+        start = 0
+        for row, end in enumerate(ends.tolist()):
+            seen_RD = self.inputs_ID[items_R[start:end]].astype(np.float64)
+            gram_DD = self.gram_DD + (weights_R[start:end, None] * seen_RD).T @ seen_RD
+            out_QD[row], start = np.linalg.solve(gram_DD, total_QD[row]), end
+        return out_QD * self.fold_1[0]
+
     @classmethod
     def array_names(cls) -> set[str]:
-        return {"inputs_ID", "default_D", "users_UD", "known_U", "offset_D"}
+        return {"inputs_ID", "default_D", "users_UD", "known_U", "offset_D", "cold_U", "gram_DD", "fold_1"}
 
     def arrays(self, *, shared: bool) -> dict[str, np.ndarray]:
         """Those that there are. shared: without inputs_ID, as they are the item vectors."""
@@ -84,6 +108,6 @@ class Profile:
 def cut_arrays(arrays: Mapping[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
     """The first `width` values of all vectors among the arrays of a profile."""
     return {
-        name: value if name == "known_U" else np.ascontiguousarray(value[..., :width])
+        name: value if name in ("known_U", "cold_U", "fold_1") else np.ascontiguousarray(value[..., :width])
         for name, value in arrays.items()
     }

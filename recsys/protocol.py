@@ -11,7 +11,7 @@ from recsys.errors import EvaluationError
 from recsys.files import digest
 
 Mask = Literal["off", "train", "history", "window"]
-Slice = Literal["history", "popularity", "pool", "missing"]
+Slice = Literal["history", "popularity", "pool", "missing", "count", "both"]
 
 
 class Protocol(Config):
@@ -31,7 +31,8 @@ class Protocol(Config):
     widths: Literal["full", "all"] | tuple[int, ...] = "full"
     """Nested widths that are judged: the full one, all the model has, or these."""
     slices: tuple[Slice, ...] = ("history", "popularity", "pool", "missing")
-    """Breakdowns beside the headline."""
+    """Breakdowns beside the headline. count: by how often training saw the target. both: cold targets of users without
+    a history."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples of the users behind each 95 % interval; 0 = no intervals."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from recsys.config import Config, override, parse, read_recipe
 from recsys.errors import ConfigError
+from recsys.graph_config import GraphConfig
 from recsys.protocol import Protocol
 from recsys.ranker_config import RankerConfig
 from recsys.split_config import SplitConfig
@@ -31,10 +32,10 @@ class BundleConfig(Config):
 
     histories: int = Field(default=200, ge=0)
     """Newest events kept per user; 0 keeps no user at all."""
-    states: int = Field(default=20_000, ge=0)
     index: Literal["auto", "none", "always"] = "auto"
     """An approximate index of the item vectors. auto: above 200,000 items, where Faiss is installed and the index finds
     98 % of what exact scoring does."""
+    states: int = Field(default=20_000, ge=0)
     """Most users, newest first, whose state in a recurrent model goes along; 0 = none: a long history is then read when
     its user first asks."""
     columns: tuple[str, ...] = ("title", "category", "image_path")
@@ -69,6 +70,8 @@ class Recipe(Config):
     """Parts and questions."""
     features: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Feature tables by name: kind (text, image) and the extractor's settings."""
+    graph: GraphConfig | None = None
+    """The graph around items, for the models that read one; None = there is none."""
     models: dict[str, dict[str, Any]]
     """Models by name: `model` (a registered name; default: the table's own), `train` (overrides of [train]),
     `like` (another table here, whose keys stand unless this one sets them), and the model's settings."""
@@ -107,6 +110,10 @@ class Recipe(Config):
         for name in (self.name, *self.features, *self.models):
             if not _NAME.fullmatch(name):  # names stand in folder names and metric keys
                 raise ValueError(f"names of letters, digits, - and _; {name!r} is none")
+        if self.graph is not None:
+            for name in self.graph.tables:
+                if name not in self.features:
+                    raise ValueError(f"[graph] names {name!r}; expected some of: {', '.join(self.features)}")
         if self.ranker is not None:
             for kind, names, known in (
                 ("generators", self.ranker.generators, self.models),

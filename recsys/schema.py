@@ -17,6 +17,7 @@ from recsys.errors import ModelError
 
 if TYPE_CHECKING:
     from recsys.item_encoding import ItemEncoding
+    from recsys.neighbour_encoding import NeighbourEncoding
 
 SCHEMA_VERSION = 1
 
@@ -202,7 +203,8 @@ class Form:
     program: one of `recsys.serving.forms.PROGRAMS`. arrays: named weights. item_vectors_ID: float32 rows of
     the catalogue where scoring is a dot product; `widths` are its nested prefixes, ascending, the last
     being D. item_bias_I is added to every width's scores. meta: JSON values the program needs. encoding: how the
-    vectors of items come from content (`recsys.item_encoding.ItemEncoding`), where the model is inductive.
+    vectors of items come from content (`recsys.item_encoding`, `recsys.neighbour_encoding`), where the model is
+    inductive.
     """
 
     program: str
@@ -211,7 +213,7 @@ class Form:
     item_vectors_ID: np.ndarray | None = None
     item_bias_I: np.ndarray | None = None
     widths: tuple[int, ...] = ()
-    encoding: "ItemEncoding | None" = None
+    encoding: "ItemEncoding | NeighbourEncoding | None" = None
 
 
 def among(values: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -232,15 +232,14 @@ def make_bundle(
 
 
 def _content_facts(recipe: Recipe, tables: Mapping[str, Box]) -> dict[str, Any]:
-    """Item table -> its part of the recipe, its width, and for typed fields their vocabularies and statistics: what
-    serving makes a new item's rows with."""
+    """Table -> its entity, its part of the recipe, its width, and for typed fields their vocabularies and statistics:
+    what serving makes rows with, of a new item or of the attributes that come with a question."""
     found = {}
     for name, box in tables.items():
         table = load_table(box.folder)
-        if table.entity == "item":
-            width = as_vectors(table.align(table.ids.head(1))).width
-            fields = table.manifest.get("fields")
-            found[name] = {"settings": dict(recipe.features[name]), "width": width, "fields": fields}
+        width = as_vectors(table.align(table.ids.head(1))).width
+        facts = {"entity": table.entity, "settings": dict(recipe.features[name]), "width": width}
+        found[name] = facts | {"fields": table.manifest.get("fields")}
     return found
 
 

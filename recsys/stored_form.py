@@ -9,9 +9,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from recsys.errors import BundleError
+from recsys.fusion import GatedItems
 from recsys.item_encoding import ItemEncoding
+from recsys.layered_items import LayeredItems
+from recsys.neighbour_encoding import NeighbourEncoding
 from recsys.schema import Form
 
+_ENCODINGS = {one.kind: one for one in (NeighbourEncoding, GatedItems, LayeredItems)}
+"""Kinds of encodings with a class of their own; all others are those of `ItemEncoding`."""
 _FORM, _ENCODING, _BIAS, _VECTORS = "form.", "encoding.", "item_bias", "item_vectors"
 
 
@@ -32,7 +37,7 @@ def form_facts(form: Form) -> dict[str, Any]:
         "program": form.program,
         "meta": dict(form.meta),
         "widths": list(form.widths),
-        "encoding": None if encoding is None else {"kind": encoding.kind, "tables": list(encoding.tables)},
+        "encoding": None if encoding is None else encoding.facts(),
     }
 
 
@@ -46,7 +51,7 @@ def form_from(
     encoding = None
     if facts["encoding"] is not None:
         arrays = _below(stored, _ENCODING)
-        encoding = ItemEncoding.of(facts["encoding"]["kind"], facts["encoding"]["tables"], arrays)
+        encoding = _ENCODINGS.get(facts["encoding"]["kind"], ItemEncoding).of(facts["encoding"], arrays)
         if widths and widths != tuple(facts["widths"]):
             encoding = encoding.cut(widths[-1])
     arrays = _below(stored, _FORM)

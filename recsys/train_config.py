@@ -18,6 +18,9 @@ class MonitorConfig(Config):
     """Items of the query's past that are not ranked (see the evaluation protocol)."""
     window: Annotated[int, Field(ge=1)] = 50
     """Newest history items masked under mask = "window"."""
+    pools: Literal["all", "harmonic"] = "all"
+    """all: the whole catalogue. harmonic: the harmonic mean of the metric among items that training never saw and among
+    the others, so that neither is bought with the other."""
     queries: Annotated[int, Field(ge=1)] | None = None
     """At most so many validation queries, the same ones each time; None = all."""
 

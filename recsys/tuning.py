@@ -14,7 +14,7 @@ from recsys.boxes import Box
 from recsys.config import parse
 from recsys.errors import ConfigError, TrainingError, nearest, require
 from recsys.files import digest, locked
-from recsys.fitting import Job, context, model_config, tables_of
+from recsys.fitting import Job, context, graph_box, model_config, tables_of
 from recsys.models.base import Model
 from recsys.pipeline import plan
 from recsys.recipe import Recipe, merge, model_tables
@@ -67,12 +67,18 @@ def tune(
     }
     line = plan(recipe, root, device=device)
     with locked(root):
-        ready = [name for name in line.boxes if name in ("data", "split") or name.startswith("features.")]
+        fitted = {graph_box(train.fit_parts) for _, _, train in tables.values()}
+        ready = [
+            name
+            for name in line.boxes
+            if name in ("data", "split") or name.startswith("features.") or name in fitted
+        ]
         callbacks = {"started": lambda box: None, "finished": lambda box, cached: None} | dict(told or {})
         line.run(**callbacks, until=ready[-1])
         split = without_test(Split.load(line.boxes["split"].folder))
         features = {name: line.boxes[f"features.{name}"] for name in recipe.features}
-        search = _Search(recipe, root, split, features, device)
+        graphs = {name: line.boxes[name] for name in fitted if name in line.boxes}
+        search = _Search(recipe, root, split, features, graphs, device)
         return sorted(
             (search.run(name, space, trials) for name, space in spaces.items()), key=lambda one: -one.best
         )
@@ -87,8 +93,17 @@ def without_test(split: Split) -> Split:
 class _Search:
     """What all trials of a recipe share."""
 
-    def __init__(self, recipe: Recipe, root: Path, split: Split, features: Mapping[str, Box], device: str):
-        self.recipe, self.split, self.features, self.device = recipe, split, features, device
+    def __init__(
+        self,
+        recipe: Recipe,
+        root: Path,
+        split: Split,
+        features: Mapping[str, Box],
+        graphs: Mapping[str, Box],
+        device: str,
+    ):
+        self.recipe, self.split, self.features, self.graphs = recipe, split, features, graphs
+        self.device = device
         self.optuna = require("optuna", "tune", purpose="recsys tune")
         self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
         self.folder = root / "tune"
@@ -96,6 +111,8 @@ class _Search:
         self.tables = model_tables(recipe)
         # another data set, table, split or seed is another search; so are a model's own other settings (see run)
         rest = recipe.model_dump(mode="json", include={"data", "features", "seeds"})
+        if recipe.graph is not None:
+            rest["graph"] = recipe.graph.model_dump(mode="json")
         self.key = digest(rest | {"split": split.id})
         self.tracking = self.parent = None
         if recipe.track.enabled:
@@ -144,8 +161,10 @@ class _Search:
         settings = {key: _suggest(trial, key, where) for key, where in space.items()}
         trial.set_user_attr("settings", json.dumps(settings))
         job = self._job(name, settings)
-        ctx = context(self.split, job, {table: self.features[table] for table in tables_of(job.config)})
         model = load_class(job.kind, MODELS, Model)(job.config)
+        used = {table: self.features[table] for table in tables_of(job.config)}
+        graph = self.graphs[graph_box(job.train.fit_parts)] if model.uses_graph else None
+        ctx = context(self.split, job, used, graph=graph)
         started, seen, state = time.monotonic(), [], "failed"
 
         def log(metrics: Mapping[str, float], epoch: int) -> None:

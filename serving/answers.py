@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Id = int | str
 Fallback = Literal["popular", "content"]
@@ -12,12 +12,14 @@ Fallback = Literal["popular", "content"]
 @dataclass(frozen=True)
 class Query:
     """Who asks: a user, or a history of item ids (oldest first), which wins over the stored one. at: UTC seconds; the
-    engine's clock where None."""
+    engine's clock where None. user_fields: column of the users table -> value, for models that read attributes; they
+    win over what the bundle has of the user."""
 
     user_id: Id | None = None
     history: Sequence[Id] | None = None
     width: int | None = None
     at: int | None = None
+    user_fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One question to the programs: a user's history is read once, and every program scores from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Question:
     """Who asks, as indices. items, times: the history, oldest first (times None where only items were given).
     original: items that were in the bundle; programs without content know no others. known: the live user whose states
-    are kept, None for a history that came with the request."""
+    are kept, None for a history that came with the request. fields: user table -> [1, F], attributes that came with
+    it."""
 
     row: int
     items: np.ndarray
@@ -28,6 +29,7 @@ class Question:
     original: int
     users: "LiveUsers"
     known: "Known | None" = None
+    fields: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def asked(self) -> Asked:
@@ -43,7 +45,7 @@ class Question:
         return self._queries(self.items[self.items < self.original])
 
     def _queries(self, items: np.ndarray) -> Queries:
-        return Queries(np.array([self.row]), Ragged.of([items]), np.array([self.at]))
+        return Queries(np.array([self.row]), Ragged.of([items]), np.array([self.at]), self.fields)
 
     def vector(self, name: str, program: VectorProgram) -> np.ndarray:
         """[1, D] of the full width."""
@@ -54,8 +56,8 @@ class Question:
         return program.network.read(self.items).vectors_BD
 
     def _kept_vector(self, name: str, program: VectorProgram) -> np.ndarray:
-        """Read once per state of a live user's history."""
-        if self.known is None:
+        """Read once per state of a live user's history, where nothing else is asked with."""
+        if self.known is None or self.fields or program.uses_context:
             return program.query_vectors(self.queries)
         kept = self.known.vectors.get(name)
         if kept is None or kept[0] != len(self.items):

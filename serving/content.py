@@ -45,7 +45,11 @@ class ContentEncoder:
     """Feature rows of new items for the tables of a bundle."""
 
     def __init__(self, bundle: Bundle):
-        self.tables: Mapping[str, Mapping[str, Any]] = bundle.manifest["content"]
+        self.tables: Mapping[str, Mapping[str, Any]] = {
+            name: table
+            for name, table in bundle.manifest["content"].items()
+            if table.get("entity", "item") == "item"
+        }
 
     def encoders(self) -> dict[str, Reader]:
         """What encodes raw content of each table here."""

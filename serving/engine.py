@@ -24,13 +24,14 @@ from recsys.serving.live import LiveUsers
 from recsys.serving.live_items import LiveItems
 from recsys.serving.stages import Stages
 from recsys.serving.state import Event, StateStore, open_state
+from recsys.serving.user_fields import UserFields
 from recsys.serving.user_states import stepping
 from recsys.two_stage import best
 
 logger = logging.getLogger("recsys")
 
-class RankingEngine:
 
+class RankingEngine:
     """Rank, recommend, similar, observe, add and remove items. Safe to call from several threads."""
 
     def __init__(
@@ -46,7 +47,7 @@ class RankingEngine:
         Raises ConfigError for a coarse width that the model does not have below its full one.
         """
         self.bundle, self.store, self.clock = bundle, store or open_state(None), clock
-        self.ranker = bundle.ranker
+        self.ranker, self.user_fields = bundle.ranker, UserFields(bundle)
         own = bundle.scorer()
         programs: dict[str, Program] = {}
         for name, form in bundle.generators.items():
@@ -308,7 +309,7 @@ class RankingEngine:
 
     def _silent(self, question: Question) -> bool:
         """Nothing is known that the model could use."""
-        return len(question.items) == 0 and self.program.uses_history
+        return len(question.items) == 0 and self.program.silent(question.queries)
 
     def _indices(self, catalogue: Catalogue, item_ids: Sequence[Id]) -> tuple[list[int], list[Id]]:
         """Catalogue indices of the known ids in order, and the unknown ids."""
@@ -331,15 +332,17 @@ class RankingEngine:
         user = None if query.user_id is None else self.parse_id("user", query.user_id)
         at = int(self.clock()) if query.at is None else query.at
         row = -1 if user is None else self.users.row_of.get(user, -1)
+        fields = self.user_fields.rows(query.user_fields)
         if query.history is not None:
             known, unknown = self._indices(catalogue, query.history)
             items = np.asarray(known, np.int64)
-            return Question(row, items, None, at, catalogue.original, self.users), unknown
+            return Question(row, items, None, at, catalogue.original, self.users, fields=fields), unknown
         if user is None:
             nothing = np.zeros(0, np.int64)
-            return Question(-1, nothing, None, at, catalogue.original, self.users), []
+            return Question(-1, nothing, None, at, catalogue.original, self.users, fields=fields), []
         live = self.users.of(user)
-        question = Question(row, live.items, live.times, at, catalogue.original, self.users, live)
+        row = row if live.gone is None else -1  # what the bundle learnt of a forgotten user counts no more
+        question = Question(row, live.items, live.times, at, catalogue.original, self.users, live, fields)
         return question, list(live.unknown)
 
     def _encoded(self, new: Sequence[NewItem]) -> Encoded:

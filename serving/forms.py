@@ -16,6 +16,7 @@ from recsys.schema import Form, Queries, legal_width, pick
 from recsys.scoring import dot_scores, segment_scores
 from recsys.serving.mixers import MIXERS
 from recsys.serving.network import Network, WholeNetwork, cut_arrays
+from recsys.tower import QueryTower
 
 _COPIED = 4_000_000
 """Most weights of an item-item matrix that are kept by column too, padding included."""
@@ -25,6 +26,8 @@ class Program(ABC):
     """A form made runnable: the scoring half of the model contract."""
 
     uses_history: ClassVar[bool] = True
+    uses_user_fields: ClassVar[bool] = False
+    uses_context: ClassVar[bool] = False
 
     def __init__(self, form: Form):
         self.form = form
@@ -38,6 +41,10 @@ class Program(ABC):
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
         """[Q, I], or the columns of candidates [C] or [Q, C] (-1 gives -inf); float32."""
+
+    def silent(self, queries: Queries) -> bool:
+        """Nothing is known that the model could use."""
+        return self.uses_history and not queries.history.lengths.any()
 
     def similarity(self, item: int) -> np.ndarray | None:
         """[I] how alike every item is to this one, by the model; None where the program cannot say."""
@@ -155,6 +162,10 @@ class VectorProgram(Program):
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
         """[Q, width]."""
 
+    def scale(self, width: int) -> float:
+        """What the dot products of this width are multiplied by."""
+        return 1.0
+
     @cached_property
     def _unit_vectors_ID(self) -> np.ndarray:
         vectors_ID = self.form.item_vectors_ID
@@ -162,10 +173,6 @@ class VectorProgram(Program):
 
     def similarity(self, item: int) -> np.ndarray:
         """Cosine of the item vectors."""
-    def scale(self, width: int) -> float:
-        """What the dot products of this width are multiplied by."""
-        return 1.0
-
         return self._unit_vectors_ID @ self._unit_vectors_ID[item]
 
     def _cut(self, width: int, arrays: Mapping[str, np.ndarray]) -> Form:
@@ -206,6 +213,27 @@ class Dot(VectorProgram):
         return self._cut(width, profile.cut_arrays(self.form.arrays, width))
 
 
+class Tower(Dot):
+    """A query vector fused from id, history, attributes and the hour (see `QueryTower`), then as `Dot`."""
+
+    uses_user_fields = True
+
+    def __init__(self, form: Form):
+        VectorProgram.__init__(self, form)
+        self.profile = QueryTower.of(form)
+
+    @property
+    def uses_context(self) -> bool:
+        return bool(self.profile.context)
+
+    def silent(self, queries: Queries) -> bool:
+        return bool(self.profile.silent(queries).all())
+
+    def cut(self, width: int | None) -> Form:
+        legal_width(width, self.widths)
+        return self.form
+
+
 class Sequence(VectorProgram):
     """A sequence model: its network over the history, then a dot product with the item vectors (see `Network`).
 
@@ -225,6 +253,9 @@ class Sequence(VectorProgram):
     def network(self) -> Network:
         """The one of the full width; the narrower ones' vectors are the first values of its own."""
         return self.networks[self.widths[-1]]
+
+    def scale(self, width: int) -> float:
+        return float(self.form.arrays["scales"][self.widths.index(width)])
 
     def query_vectors(self, queries: Queries, width: int | None = None) -> np.ndarray:
         return self.networks[legal_width(width, self.widths)].encode(queries.history)
@@ -254,13 +285,11 @@ class Sequence(VectorProgram):
         return self._cut(width, cut_arrays(self.form, width))
 
 
-    def scale(self, width: int) -> float:
-        return float(self.form.arrays["scales"][self.widths.index(width)])
-
 PROGRAMS: dict[str, type[Program]] = {
     "popularity": Popularity,
     "item_item": ItemItem,
     "dot": Dot,
+    "tower": Tower,
     "deepfm": DeepFM,
     "lightgbm": Boosted,
 } | dict.fromkeys(MIXERS, Sequence)

@@ -160,7 +160,7 @@ def state_routes(main: Main, counted: Callable[[Sequence[bool]], None]) -> APIRo
 
 
 def query_of(body: wire.Asked) -> Query:
-    return Query(body.user_id, body.history, body.width, body.at)
+    return Query(body.user_id, body.history, body.width, body.at, body.user_fields)
 
 
 def new_item(body: wire.ItemBody) -> NewItem:

@@ -33,6 +33,10 @@ class Asked(Body):
         None,
         description="When it is asked, UTC seconds, for context and counts; the server's clock where absent.",
     )
+    user_fields: Annotated[dict[Text, Attribute], Field(max_length=100)] = Field(
+        default_factory=dict,
+        description="Columns of the users table, for a model that reads attributes; they win over the bundle's.",
+    )
     explain: bool = Field(False, description="What each feature adds to each score, where trees rank.")
     request_id: Text | None = Field(None, description="Given back in the answer; made up where absent.")
 

@@ -64,7 +64,7 @@ ONLY = {
     # the last but one say whether there is one; RecBole's driver runs in its own environment
     "torch": (
         "recsys.models", "recsys.features", "recsys.train", "recsys.averaging", "recsys.checkpoint", "recsys.cli",
-        "recsys.doctor", "recsys.torchvision_cure", "recsys.recbole.driver",
+        "recsys.leaks", "recsys.doctor", "recsys.torchvision_cure", "recsys.recbole.driver",
     ),
     **{
         name: ("recsys.features", "recsys.models.notellm2", "recsys.zeroshot")

@@ -11,6 +11,7 @@ from hash_text import HashTextConfig
 from recsys.boxes import Box, Line
 from recsys.config import Config, parse
 from recsys.dataset import Dataset
+from recsys.errors import ConfigError
 from recsys.models.baselines.ease import EASEConfig
 from recsys.models.baselines.popularity import PopularityConfig
 from recsys.models.fmrlrec import FMRLRec, FMRLRecConfig
@@ -102,13 +103,14 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
         LOOP,
     ),
     "train.checkpoint_steps": (7, NOTHING),
+    "graph": ({"co_occurrence": {}}, NOTHING),  # no model here reads it
     "ranker": ({"generators": ["ease"]}, RANKED),
     # every model is compared by the validation metric, and fitted on the parts: closed-form ones too
     "tune": ({"ease": {"regularisation": [1.0, 2.0]}}, NOTHING),
     "train.fit_parts": (["train", "valid"], FITS | TESTS | CHOSEN),
     **every(
         "train.monitor",
-        {"metric": "hr_at_5", "width": 4, "mask": "off", "window": 7, "queries": 10},
+        {"metric": "hr_at_5", "width": 4, "mask": "off", "window": 7, "pools": "harmonic", "queries": 10},
         FITS | TESTS | CHOSEN,
     ),
     # selection stays; every model is fitted once more, and it is those fits that are tested and shipped
@@ -224,6 +226,71 @@ def test_a_changed_key_of_the_ranker_makes_it_again_and_what_rests_on_it(key, va
     values = with_key(values_of(dataset), "ranker", {"generators": ["ease"]})
     before = planned(values, tmp_path)
     assert made_again(planned(with_key(values, f"ranker.{key}", value), tmp_path), before) == RANKED
+
+
+def with_graph(dataset: Path) -> dict[str, Any]:
+    values = values_of(dataset)
+    values["graph"] = {"knn": {"tables": ["text"]}, "co_occurrence": {}}
+    values["models"]["mmgl"] = {"tables": ["text"]}
+    return values
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    {
+        "knn.tables": ["spare"],
+        "knn.neighbours": 3,
+        "knn.mutual": False,
+        "knn.in_degree": 7,
+        "co_occurrence.neighbours": 3,
+        "co_occurrence.weight": "cosine",
+        "co_occurrence.least": 1,
+        "values": {"tables": ["text"], "max_degree": 7},
+        "pairs": {"kinds": ["related"], "neighbours": 3},
+        "seed": 1,
+    }.items(),
+)
+def test_a_changed_key_of_the_graph_makes_it_again_and_the_models_that_read_it(key, value, dataset, tmp_path):
+    before = planned(with_graph(dataset), tmp_path)
+    assert "graph.train" in before.boxes
+    changed = planned(with_key(with_graph(dataset), f"graph.{key}", value), tmp_path)
+    assert made_again(changed, before) == {"graph.train"} | one("mmgl")
+
+
+def test_a_graph_stands_on_the_tables_it_is_made_of(dataset, tmp_path):
+    """One that no model reads as a table is in the graph all the same."""
+    values = with_key(with_graph(dataset), "graph.knn.tables", ["spare"])
+    before = planned(values, tmp_path)
+    changed = planned(with_key(values, "features.spare.width", 8), tmp_path)
+    assert {"features.spare", "graph.train", "fit.mmgl.seed0"} <= made_again(changed, before)
+    assert not {"fit.ease.seed0", "fit.fmrlrec.seed0"} & made_again(changed, before)
+
+
+def test_a_refit_has_a_graph_of_its_own_parts(dataset, tmp_path):
+    before = planned(with_graph(dataset), tmp_path)
+    values = with_key(with_graph(dataset), "select.refit", ["train", "valid"])
+    line = planned(values, tmp_path)
+    assert {"graph.train_valid", "refit.mmgl.seed0"} <= made_again(line, before)
+    order = list(line.boxes)
+    assert order.index("graph.train") < order.index("fit.popularity.seed0")
+    assert order.index("graph.train_valid") < order.index("refit.mmgl.seed0")
+    again = planned(with_key(with_graph(dataset), "train.fit_parts", ["train", "valid"]), tmp_path)
+    assert again.boxes["graph.train_valid"].key == line.boxes["graph.train_valid"].key
+
+
+def test_a_graph_that_cannot_be_is_refused(dataset, tmp_path):
+    values = values_of(dataset)
+    values["models"]["mmgl"] = {"tables": ["text"]}
+    with pytest.raises(ConfigError, match=r"models.mmgl reads the graph.*add \[graph\]"):
+        planned(values, tmp_path)
+    with pytest.raises(ConfigError, match="names 'image'"):
+        planned(with_key(values, "graph.knn.tables", ["image"]), tmp_path)
+
+
+def test_a_raised_version_of_the_graph_makes_it_again(dataset, tmp_path, monkeypatch):
+    before = planned(with_graph(dataset), tmp_path)
+    monkeypatch.setattr("recsys.graphs.VERSION", 99)
+    assert made_again(planned(with_graph(dataset), tmp_path), before) == {"graph.train"} | one("mmgl")
 
 
 def test_another_fit_of_a_generator_makes_the_ranker_again(dataset, tmp_path):

@@ -8,18 +8,21 @@ import planted
 import polars as pl
 import pytest
 from contracts.cases import Case, cases, state_bytes
+from contracts.worlds import graph_of
 from hash_text import HashText, HashTextConfig
 
-from recsys import fitting
+from recsys import fitting, graphs
 from recsys.boxes import Box
 from recsys.dataset import Dataset
 from recsys.features.extract import extract
 from recsys.fields import Categorical, Fields
+from recsys.graph_config import CoOccurrenceConfig, GraphConfig, NearestConfig, PairsConfig
 from recsys.registry import MODELS
 from recsys.splits import Split, SplitConfig, make_split
 from recsys.train import fit
 from recsys.train_config import TrainConfig
 
+PAIRS = pl.DataFrame({"item_id": [0, 1, 2, 13, 25], "other_id": [1, 2, 47, 14, 0]})
 METHODS = ("leave_last_out", "global_time", "user_ratio", "random", "item_cold", "user_cold", "staged")
 
 
@@ -75,6 +78,8 @@ def fitted_bytes(split: Split, case: Case, table_box: Box, fit_parts: tuple[str,
     about = Fields({"group": Categorical(group_U, np.ones(len(group_U), bool), 5)})
     ctx = replace(ctx, tables=ctx.tables | {("user", "about"): about})
     model = case.fresh
+    if model.uses_graph:
+        ctx = replace(ctx, graph=graph_of(ctx.train, ctx.tables))
     fit(model, ctx, config)
     state = state_bytes(model)
     state["counts"] = ctx.train.item_counts().tobytes()
@@ -94,6 +99,35 @@ def test_nothing_of_later_parts_reaches_fitting(method, case, dataset, table_box
     # the control: a fit that includes valid is another one, so the comparison above can fail
     original = fitted_bytes(split, case, table_box, ("train", "valid"))
     assert fitted_bytes(other, case, table_box, ("train", "valid")) != original
+
+
+def graph_bytes(split: Split, dataset: Dataset, table_box: Box, parts: tuple[str, ...], root: Path) -> bytes:
+    """The arrays of the graph box that a run makes of these parts."""
+    config = GraphConfig(
+        knn=NearestConfig(neighbours=4),
+        co_occurrence=CoOccurrenceConfig(neighbours=4, least=1),
+        pairs=PairsConfig(),
+    )
+    data, split_box, box = (
+        Box(name, "0" * 64, root, lambda box: None) for name in ("data", "split", "graph")
+    )
+    Dataset.from_frames(data.folder, dataset.interactions, dataset.items, pairs=PAIRS)
+    split.save(split_box.folder)
+    graphs.make_graph(box, config, parts, data, split_box, {"text": table_box})
+    return (box.folder / "graph.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_of_later_parts_reaches_the_graph(method, dataset, table_box, tmp_path):
+    split = split_of(dataset, method)
+    other = with_other_items(dataset, split, 0, tmp_path)
+    made = [
+        graph_bytes(one, dataset, table_box, parts, tmp_path / f"{name}_{len(parts)}")
+        for parts in (("train",), ("train", "valid"))
+        for name, one in (("split", split), ("other", other))
+    ]
+    assert made[0] == made[1]
+    assert made[2] != made[3]
 
 
 @pytest.mark.parametrize("queries", ["user", "event"])

@@ -6,13 +6,11 @@ equations 3, 4 and 7. Departure: decay of the weights is the loop's (decoupled, 
 
 from typing import Annotated
 
-import numpy as np
 import torch
 from pydantic import Field
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
+from recsys.models.graph.propagation import UserItems
 from recsys.models.pairs import PairsConfig, PairsModel, PairsModule
-from recsys.models.sparse import csr, symmetric_product
 from recsys.schema import Log
 
 
@@ -30,20 +28,10 @@ class LightGCNModule(PairsModule):
 
     def __init__(self, config: LightGCNConfig, log: Log):
         super().__init__(config, log)
-        pairs_2N = np.unique(np.stack([log.user_N, log.item_N + log.num_users]), axis=1)
-        edges_2N = torch.from_numpy(np.concatenate([pairs_2N, pairs_2N[::-1]], axis=1))
-        size = log.num_users + log.num_items
-        edges_2N, weights_N = gcn_norm(edges_2N, num_nodes=size, add_self_loops=False)
-        self.register_buffer("graph_NN", csr(edges_2N, weights_N, size), persistent=False)
+        self.graph = UserItems(log)
 
     def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        users_UD, items_ID = super().vectors()
-        layer_ND = total_ND = torch.cat([users_UD, items_ID])
-        for _ in range(self.config.layers):
-            layer_ND = symmetric_product(self.graph_NN, layer_ND)
-            total_ND = total_ND + layer_ND
-        mean_ND = total_ND / (self.config.layers + 1)
-        return mean_ND.split([len(users_UD), len(items_ID)])
+        return self.graph(*super().vectors(), self.config.layers)
 
 
 class LightGCN(PairsModel[LightGCNConfig]):

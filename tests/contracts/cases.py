@@ -98,7 +98,18 @@ def state_bytes(model: Model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 _SMALL = {"widths": [4, 8, 16], "blocks": 1, "window": 20, "dropout": 0.1}
 _TINY = {"widths": [16], "blocks": 1, "ffn_multiple": 1, "state": 4, "window": 20, "dropout": 0.1}
 _PAIRS = {"widths": [16], "batch_size": 64}
+_TOWER = {"width": 16, "hidden": 32, "batch_size": 64, "whiten": 16, "negatives": 40}
+_TAUGHT = {"teacher_rounds": 4, "teacher_regularisation": 1.0}
+_COLD = {"width": 17, "hidden": 8, "batch_size": 16, "whiten": 16}
 _LONGER = {"epochs": 25, "lr": 1e-2}
+_GRAPH = {"widths": [16], "batch_size": 256}
+_SOON = {"epochs": 15, "lr": 3e-2}
+_TAUGHT_CASE = {
+    "settings": _TOWER | _TAUGHT,
+    "train": _LONGER,
+    "claims": ("co_occurrence", "content"),
+    "order_matters": True,
+}
 _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
     "popularity": (
         {"floor": True},
@@ -151,9 +162,98 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
             "claims": ("co_occurrence",),
             "order_matters": True,
         },
+        {
+            "variant": "folded in",
+            "settings": _PAIRS | {"fold_in": 1.0},
+            "train": _LONGER,
+            "claims": ("co_occurrence",),
+            "order_matters": True,
+        },
     ),
     "lightgcn": (
         {"settings": _PAIRS, "train": _LONGER, "claims": ("co_occurrence",), "order_matters": True},
+    ),
+    "mmgl": tuple(
+        {
+            "variant": variant,
+            "settings": _GRAPH | {"tables": ["text"], "fanout": 5, "negatives": 20} | own,
+            "train": _SOON,
+            "claims": claims,
+            "order_matters": True,
+        }
+        for variant, claims, own in (
+            (None, ("co_occurrence", "content"), {}),
+            (
+                "propagated",
+                ("co_occurrence", "content"),
+                {"head": "propagation", "encoder": "sa_hop", "position": "gnn"},
+            ),
+            (
+                "cached",
+                ("content",),
+                {"mode": "cached", "refresh": 3, "encoder": "pool", "id_vectors": False},
+            ),
+        )
+    ),
+    **{
+        name: ({"settings": _GRAPH | own, "train": _SOON, "claims": ("content",), "order_matters": True},)
+        for name, own in {
+            "vbpr": {},
+            "mmgcn": {"layers": 1},
+            "lattice": {"mutual": True},
+            "freedom": {"edge_share": 0.5, "in_degree": 20},
+            "bm3": {},
+            "mgcn": {"modality_dropout": 0.2},
+            "lgmrec": {},
+            "smore": {"layers": 2},
+            "pgl": {},
+        }.items()
+    },
+    "dropoutnet": (
+        {
+            "settings": _TOWER | _TAUGHT | {"tables": ["text", "about"], "batch_size": 32},
+            "train": {"epochs": 25, "lr": 1e-2},
+            "claims": ("co_occurrence", "content"),
+            "order_matters": True,
+        },
+    ),
+    "clcrec": (
+        {
+            "settings": _TOWER,
+            "train": {"epochs": 40, "lr": 1e-2},
+            "claims": ("co_occurrence", "content"),
+            "order_matters": True,
+        },
+    ),
+    "marec": ({"settings": {"regularisation": 10.0}, "claims": ("co_occurrence", "content")},),
+    "heater": (_TAUGHT_CASE,),
+    "aldi": (_TAUGHT_CASE,),
+    "semco": ({"settings": _TOWER, "train": _LONGER, "claims": ("content",), "order_matters": True},),
+    "coldstart": (
+        {
+            "settings": _COLD | {"tables": ["text", "about"]},
+            "train": _LONGER,
+            "claims": ("attributes", "content"),
+            "order_matters": True,
+        },
+        {
+            "variant": "off",
+            "settings": _COLD
+            | {
+                "tables": ["text"],
+                "selection": False,
+                "fusion": False,
+                "contrastive": [],
+                "causal": True,
+                "context": True,
+                "half_life": 3.0,
+                "loss": "sampled",
+                "negatives": 20,
+            },
+            "train": _LONGER,
+            "claims": ("content",),
+            "order_matters": True,
+        },
     ),
     "fmrlrec": (
         {

@@ -4,6 +4,7 @@ import numpy as np
 from contracts.cases import Case, queries_of, score_of, state_bytes
 from contracts.worlds import world
 
+from recsys.fields import as_vectors
 from recsys.schema import Dense
 
 
@@ -34,7 +35,8 @@ def encode_items_is_pure(case: Case) -> None:
     """New items change nothing: neither the state, nor the vectors that exist."""
     model, place = case.fitted(), world("hidden")
     state, vectors_ID = state_bytes(model), model.item_vectors().copy()
-    rows = {"text": place.tables["item", "text"]}
+    names = [name for name in case.config.tables if ("item", name) in place.tables]
+    rows = {name: as_vectors(place.tables["item", name]) for name in names}
     encoded_ND = model.encode_items(rows)
     assert state_bytes(model) == state, "encode_items changed the state"
     np.testing.assert_array_equal(model.item_vectors(), vectors_ID, "existing vectors changed")

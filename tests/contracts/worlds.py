@@ -12,7 +12,10 @@ from hash_text import HashText, HashTextConfig
 
 from recsys.features.extract import extract
 from recsys.fields import Categorical, Fields, MultiValued
+from recsys.graph_config import CoOccurrenceConfig, GraphConfig, NearestConfig, ValuesConfig
+from recsys.item_graph import ItemGraph
 from recsys.models.base import FitContext
+from recsys.models.graph.build import build_graph
 from recsys.schema import Dense, Log, Ragged
 from recsys.splits import Split, SplitConfig, make_split
 
@@ -28,11 +31,20 @@ class World:
 
     def context(self, *, seed: int = 0, log: Log | None = None, tables=None) -> FitContext:
         """What fitting sees; `log` and `tables` take the place of the world's own."""
-        return FitContext(
-            self.split.fit_log() if log is None else log,
-            self.tables if tables is None else tables,
-            seed=seed,
-        )
+        log = self.split.fit_log() if log is None else log
+        tables = self.tables if tables is None else tables
+        return FitContext(log, tables, seed=seed, graph=graph_of(log, tables))
+
+
+def graph_of(log: Log, tables: Mapping[tuple[str, str], Dense | Fields]) -> ItemGraph:
+    """All relations that planted data has."""
+    about_items = {name: table for (entity, name), table in tables.items() if entity == "item"}
+    config = GraphConfig(
+        knn=NearestConfig(neighbours=5, mutual=False),
+        co_occurrence=CoOccurrenceConfig(neighbours=5),
+        values=ValuesConfig(tables=("about",)) if "about" in about_items else None,
+    )
+    return build_graph(config, log, about_items)
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Models for items and users that training has not seen."""

@@ -1,0 +1,1 @@
+"""Graph neighbour encoders and multimodal graph recommenders."""
