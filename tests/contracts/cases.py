@@ -220,7 +220,7 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
     "clcrec": (
         {
             "settings": _TOWER,
-            "train": {"epochs": 40, "lr": 1e-2},
+            "train": {"epochs": 25, "lr": 1e-2, "weight_decay": 0.3},
             "claims": ("co_occurrence", "content"),
             "order_matters": True,
         },
