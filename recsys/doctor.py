@@ -14,6 +14,8 @@ _EXTRAS = {
     "clip": "open_clip_torch timm torchvision",
     "scale": "ray",
     "onnx": "onnx onnxruntime",
+    "ann": "faiss-cpu",
+    "llm": "openai gguf peft",
     "mamba": "mamba-ssm causal-conv1d",
     "registry": "mlflow-skinny",
     "tune": "optuna tomli-w",

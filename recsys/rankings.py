@@ -1,6 +1,6 @@
 """Rankings: anybody's top lists on disk, so that every recommender meets the same metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from recsys.candidates import Candidates, lists_by_query, sorted_lists
 from recsys.errors import EvaluationError
 from recsys.evaluate import Evaluation, Ranked, Scorer, evaluation_of, rank_all
 from recsys.protocol import Protocol
+from recsys.schema import Dense
 from recsys.splits import EvalQueries, Split
 
 
@@ -67,13 +68,18 @@ class Rankings:
 
 def evaluate_rankings(
     rankings: Rankings, split: Split, part: str, protocol: Protocol, *, name: str = "rankings",
-    fit_parts: Sequence[str] = ("train",),
+    fit_parts: Sequence[str] = ("train",), candidates: Candidates | None = None,
+    tables: Mapping[str, Dense] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Judge lists as they are: nothing is masked, a target that is absent from its list is a miss.
 
-    An item outside the catalogue keeps its place. Raises EvaluationError for a k beyond the depth,
-    repeats, holes, or unknown queries.
+    An item outside the catalogue keeps its place. candidates: that the lists were made of; metric keys then carry
+    their length. tables: for diversity and missing modalities. Raises EvaluationError for a k beyond the depth,
+    repeats, holes, unknown queries, or an item that is not among its query's candidates.
     """
+    if candidates is not None:
+        candidates.check(split, part, max(protocol.ks))
+        _check_inside(rankings, candidates)
     if max(protocol.ks) > rankings.depth:
         raise EvaluationError(
             f"k = {max(protocol.ks)} lies beyond the lists' depth {rankings.depth}", fix="lower evaluate.ks"
@@ -84,4 +90,16 @@ def evaluate_rankings(
     columns = Candidates.columns(lists_QK, asked.targets)
     rows, items = asked.targets.flat()
     ranked = Ranked(rows, items, columns.values + 1, lists_QK)
-    return evaluation_of(ranked, split, part, asked, protocol, name, fit_parts)
+    length = None if candidates is None else candidates.length
+    return evaluation_of(ranked, split, part, asked, protocol, name, fit_parts, tables=tables, length=length)
+
+
+def _check_inside(rankings: Rankings, candidates: Candidates) -> None:
+    keys = ["query_id", schema.ITEM]
+    foreign = rankings.frame.join(candidates.frame, on=keys, how="anti")
+    if not foreign.is_empty():
+        raise EvaluationError(
+            f"item {foreign[schema.ITEM][0]!r} is not among the candidates of query {foreign['query_id'][0]}",
+            where="rankings",
+            fix="rank the candidates alone",
+        )

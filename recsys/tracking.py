@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ from typing import Any
 
 from recsys.errors import RecsysError, require
 
-KEY_TAG, REPORT_TAG = "recsys.key", "recsys.report"
+KEY_TAG, REPORT_TAG, TRACES_TAG = "recsys.key", "recsys.report", "recsys.traces"
 _PARAM_LENGTH = 6000  # MLflow refuses longer parameter values
 _SQLITE = "sqlite:///"
 
@@ -71,6 +71,34 @@ class Tracking:
 
     def tags(self, run_id: str) -> dict[str, str]:
         return dict(self.client.get_run(run_id).data.tags)
+
+    def log_traces(self, run_id: str, traces: Sequence[Mapping[str, Any]]) -> None:
+        """Questions to a language model, each {name, inputs, outputs, tokens: (prompt, completion), attributes}; once a
+        run, however often it is called."""
+        if TRACES_TAG in self.tags(run_id):
+            return
+        before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri keeps it in step with what it sets
+        self.mlflow.set_tracking_uri(self.uri)  # spans go there alone, whatever client began them
+        try:
+            for trace in traces:
+                self._log_trace(run_id, trace)
+            self.mlflow.flush_trace_async_logging()
+        finally:
+            self.mlflow.set_tracking_uri(before)
+        self.tag(run_id, {TRACES_TAG: str(len(traces))})
+
+    def _log_trace(self, run_id: str, trace: Mapping[str, Any]) -> None:
+        prompt, completion = trace["tokens"]
+        usage = {"input_tokens": prompt, "output_tokens": completion, "total_tokens": prompt + completion}
+        span = self.client.start_trace(
+            trace["name"],
+            span_type="LLM",
+            inputs=trace["inputs"],
+            attributes=dict(trace["attributes"]) | {"mlflow.chat.tokenUsage": usage},
+            experiment_id=self.experiment_id,
+            run_id=run_id,
+        )
+        self.client.end_trace(span.trace_id, outputs=trace["outputs"])
 
     def finish(self, run_id: str) -> None:
         self.client.set_terminated(run_id, "FINISHED")

@@ -21,6 +21,7 @@ LAYERS = (
     ("recsys.models",),
     ("recsys.train", "recsys.evaluate"),
     ("recsys.pipeline",),
+    ("recsys.zeroshot",),
     ("recsys.cli",),
 )
 """Lowest first: a layer reaches the layers below it, never one above."""
@@ -64,12 +65,14 @@ ONLY = {
     # the last but one say whether there is one; RecBole's driver runs in its own environment
     "torch": (
         "recsys.models", "recsys.features", "recsys.train", "recsys.averaging", "recsys.checkpoint", "recsys.cli",
-        "recsys.leaks", "recsys.doctor", "recsys.torchvision_cure", "recsys.recbole.driver",
+        "recsys.leaks", "recsys.zeroshot.clients",
+        "recsys.doctor", "recsys.torchvision_cure", "recsys.recbole.driver",
     ),
     **{
-        name: ("recsys.features", "recsys.models.notellm2", "recsys.zeroshot")
+        name: ("recsys.features", "recsys.models.notellm2", "recsys.zeroshot.clients")
         for name in ("transformers", "sentence_transformers", "open_clip", "timm")
     },
+    "openai": ("recsys.zeroshot.clients.openai_endpoint",),
     "pandas": (),
     "ray": ("recsys.features.ray_engine",),
     "matplotlib": ("recsys.plots",),

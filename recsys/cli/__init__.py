@@ -15,6 +15,7 @@ from recsys.cli.features import features_app
 from recsys.cli.recbole import attach_recbole
 from recsys.cli.serve import attach_serve
 from recsys.cli.tune import attach_tune
+from recsys.cli.zeroshot import attach_zeroshot
 from recsys.errors import ConfigError, RecsysError
 
 if TYPE_CHECKING:
@@ -313,6 +314,7 @@ attach_compare(app)
 attach_recbole(app)
 attach_serve(app, _bundle)
 attach_tune(app)
+attach_zeroshot(app)
 
 
 def main() -> None:

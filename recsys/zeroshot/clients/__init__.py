@@ -1,0 +1,1 @@
+"""Who answers prompts: endpoints, local models, mocks."""
