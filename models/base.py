@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -112,15 +112,27 @@ class Model(ABC, Generic[ConfigT]):
         """The model as arrays and a torch-free program; scores equal to 1e-5."""
 
 
-class LoopedModel(Model[ConfigT]):
-    """A model trained by gradient steps. The loop owns optimiser, schedule, validation and checkpoints."""
+class LoopContext(Protocol):
+    """What the loop itself reads of a context; a model knows which context it is given, and reads the rest."""
 
-    looped = True
+    @property
+    def seed(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def folder(self) -> Path | None: ...
+    @property
+    def validate(self) -> Callable[[Any], float] | None: ...
+
+
+class Learner(ABC):
+    """What the loop trains by gradient steps. The loop owns optimiser, schedule, validation and checkpoints."""
+
     module: "torch.nn.Module"
     """`module(batch)` returns (loss, parts): a scalar tensor and a dict of named floats to track."""
 
     @abstractmethod
-    def setup(self, ctx: FitContext) -> None:
+    def setup(self, ctx: "LoopContext") -> None:
         """Build `self.module` from the context; called once, after seeding."""
 
     @abstractmethod
@@ -133,6 +145,23 @@ class LoopedModel(Model[ConfigT]):
     @abstractmethod
     def steps_per_epoch(self, world: int = 1) -> int:
         """Length of `batches`."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups; `lr_scale` of a group multiplies the loop's learning rate.
+
+        By default matrices decay; vectors (norms, biases, scales) and parameters marked `no_decay` do not.
+        """
+        learnt = [value for value in self.module.parameters() if value.requires_grad]
+        decays = [value.ndim >= 2 and not getattr(value, "no_decay", False) for value in learnt]
+        decay = [value for value, does in zip(learnt, decays, strict=True) if does]
+        rest = [value for value, does in zip(learnt, decays, strict=True) if not does]
+        return [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+class LoopedModel(Learner, Model[ConfigT]):
+    """A recommender that is trained by the loop."""
+
+    looped = True
 
     def once(self, make: Callable[[], ResultT]) -> ResultT:
         """What `make` gives for the weights as they are: made again only where a weight has another value.
@@ -148,14 +177,3 @@ class LoopedModel(Model[ConfigT]):
             made = make()
             self._made = [value.detach().clone() for value in weights], made
         return made
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups; `lr_scale` of a group multiplies the loop's learning rate.
-
-        By default matrices decay; vectors (norms, biases, scales) and parameters marked `no_decay` do not.
-        """
-        learnt = [value for value in self.module.parameters() if value.requires_grad]
-        decays = [value.ndim >= 2 and not getattr(value, "no_decay", False) for value in learnt]
-        decay = [value for value, does in zip(learnt, decays, strict=True) if does]
-        rest = [value for value, does in zip(learnt, decays, strict=True) if not does]
-        return [{"params": decay}, {"params": rest, "weight_decay": 0.0}]

@@ -11,13 +11,13 @@ from recsys.averaging import Average
 from recsys.files import new_folder, write_json
 
 if TYPE_CHECKING:
-    from recsys.models.base import LoopedModel
+    from recsys.models.base import Learner
 
 
 class Checkpoint:
     """Weights, their average, optimiser state and progress of one training, in one folder that appears whole."""
 
-    def __init__(self, folder: Path, model: "LoopedModel", optimizer: Any, average: Average):
+    def __init__(self, folder: Path, model: "Learner", optimizer: Any, average: Average):
         self.path, self.model, self.optimizer, self.average = folder / "checkpoint", model, optimizer, average
 
     def exists(self) -> bool:

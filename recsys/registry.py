@@ -43,10 +43,14 @@ MODELS = {
 EXTRACTORS = {
     "text": "recsys.features.text.extractor:TextExtractor",
     "image": "recsys.features.image.extractor:ImageExtractor",
+    "image_tokens": "recsys.features.image.tokens:ImageTokensExtractor",
     "image_labels": "recsys.features.image.labels:ImageLabelsExtractor",
     "image_captions": "recsys.features.image.captions:ImageCaptionsExtractor",
     "metadata": "recsys.features.metadata:MetadataExtractor",
     "reduce": "recsys.features.reduce:ReduceExtractor",
+    "multimodal": "recsys.features.vlm:MultimodalExtractor",
+    "notellm2": "recsys.embedder_table:NoteLLM2Extractor",
+    "written_text": "recsys.written_table:WrittenTextExtractor",
 }
 
 ENCODING = {

@@ -18,7 +18,7 @@ from recsys.allocator import keep_freed_memory
 from recsys.averaging import Average
 from recsys.checkpoint import Checkpoint
 from recsys.errors import TrainingError
-from recsys.models.base import FitContext, LoopedModel, Model
+from recsys.models.base import Learner, LoopContext, Model
 from recsys.progress import track
 from recsys.train_config import TrainConfig
 
@@ -56,8 +56,8 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
 
 
 def fit(
-    model: Model,
-    ctx: FitContext,
+    model: Model | Learner,
+    ctx: LoopContext,
     config: TrainConfig,
     log: Callable[[dict[str, float], int], None] = lambda metrics, epoch: None,
 ) -> Progress:
@@ -66,7 +66,7 @@ def fit(
     `log(metrics, epoch)` is called after each epoch. The model ends in the state of its best validation
     epoch, or of the last one where `ctx.validate` is None. Raises TrainingError for a loss that is not finite.
     """
-    if not isinstance(model, LoopedModel):
+    if not isinstance(model, Learner):
         model.fit(ctx)
         return Progress()
     keep_freed_memory()
@@ -79,7 +79,7 @@ def fit(
 
 
 def _loop(
-    model: LoopedModel, ctx: FitContext, config: TrainConfig, log: Callable[[dict[str, float], int], None]
+    model: Learner, ctx: LoopContext, config: TrainConfig, log: Callable[[dict[str, float], int], None]
 ) -> Progress:
     AcceleratorState._reset_state()  # or an earlier fit of this process would fix the precision of this one
     accelerator = Accelerator(cpu=ctx.device == "cpu", mixed_precision=config.precision)
@@ -155,7 +155,7 @@ def _loop(
     return at
 
 
-def _sanity(model: LoopedModel, ctx: FitContext) -> None:
+def _sanity(model: Learner, ctx: LoopContext) -> None:
     """Two batches' losses and one validation before the first step: a broken metric shows at once."""
     model.module.eval()
     with torch.no_grad():

@@ -27,9 +27,7 @@ LAYERS = (
 """Lowest first: a layer reaches the layers below it, never one above."""
 SERVED = ("recsys.bundle", "recsys.bundle_writing", "recsys.serving")
 FORBIDDEN = {
-    **{
-        name: (*SERVED, "recsys.tracking") for layer in LAYERS[:6] for name in layer
-    },
+    **{name: (*SERVED, "recsys.tracking") for layer in LAYERS[:6] for name in layer},
     **{
         name: (
             "recsys.models",

@@ -4,7 +4,7 @@ import contextlib
 import io
 import math
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +65,15 @@ def _efficientnet(*, classes: bool = False) -> Vision:
     def network(pixels: "Tensor") -> "Tensor":
         return model()(pixels) if classes else model().extract_features(pixels).mean((2, 3))
 
-    facts = {"encoder": DEFAULT, "weights": file_sha256(file)}
-    return Vision(facts, Geometry((256, 256), (224, 224)), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), network)
+    facts, half = {"encoder": DEFAULT, "weights": file_sha256(file)}, (0.5, 0.5, 0.5)
+    return Vision(
+        facts,
+        Geometry((256, 256), (224, 224)),
+        half,
+        half,
+        network,
+        states=lambda pixels: _places(model().extract_features(pixels)),
+    )
 
 
 def _open_clip(name: str, weights: Path | None, random_weights: bool) -> Vision:
@@ -89,7 +96,25 @@ def _open_clip(name: str, weights: Path | None, random_weights: bool) -> Vision:
         tuple(numbers["std"]),
         loaded.model.encode_image,
         unit=True,
+        states=partial(_open_clip_states, loaded.model.visual),
     )
+
+
+def _open_clip_states(tower: Any, pixels: "Tensor") -> "Tensor":
+    """After the last norm, where the tower has one."""
+    import torch
+
+    found = tower.forward_intermediates(
+        pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_extra_tokens=True
+    )
+    places_BNF = _places(found["image_intermediates"][-1])
+    prefix = found.get("image_intermediates_prefix")
+    return places_BNF if not prefix else torch.cat([prefix[-1], places_BNF], 1)
+
+
+def _places(map_BFHW: "Tensor") -> "Tensor":
+    """[B, H * W, F]; states that come in this shape stay."""
+    return map_BFHW if map_BFHW.ndim == 3 else map_BFHW.flatten(2).transpose(1, 2)
 
 
 def _timm(name: str, weights: Path | None, random_weights: bool) -> Vision:
@@ -119,7 +144,13 @@ def _timm(name: str, weights: Path | None, random_weights: bool) -> Vision:
     facts = {"encoder": where, "weights": weights_sha256(model), "library": f"timm {version('timm')}"}
     if random_weights:
         facts["random_weights"] = True
-    return Vision(facts, geometry, mean, tuple(numbers["std"]), model)
+
+    def states(pixels: "Tensor") -> "Tensor":
+        found = model.forward_features(pixels)
+        last = found.ndim == 4 and found.shape[-1] == model.num_features != found.shape[1]
+        return found.flatten(1, 2) if last else _places(found)
+
+    return Vision(facts, geometry, mean, tuple(numbers["std"]), model, states=states)
 
 
 def _check_timm(timm: Any, name: str, weights: Path | None, random_weights: bool) -> None:
@@ -197,7 +228,13 @@ def _transformers(name: str) -> Vision:
 
     tower = type(model).__name__
     unit = joint or tower.endswith("VisionModelWithProjection") or tower.startswith("Siglip")
-    return Vision(loaded.facts, geometry, mean, std, network, unit)
+    inner = getattr(model, "vision_model", model)
+    squares = geometry.fit != "patches"
+
+    def states(pixels: "Tensor") -> "Tensor":
+        return _places(inner(pixel_values=pixels).last_hidden_state)
+
+    return Vision(loaded.facts, geometry, mean, std, network, unit, states if squares else None)
 
 
 def _processor(name: str, where: str) -> tuple[Geometry, tuple[float, ...], tuple[float, ...]]:

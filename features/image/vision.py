@@ -20,6 +20,8 @@ class Vision:
 
     network: normalised pixels [B, 3, H, W] to vectors [B, F]; where the geometry is "patches", it takes patches
     [B, N, pixels of a patch], their mask [B, N], and the pictures' sides in patches [B, 2].
+    states: takes what `network` takes, to the last states [B, P + H * W, F] of P prefix tokens (a class token, say) and
+    of the picture's square places, H = W; None where an encoder has no such.
     """
 
     facts: Mapping[str, Any]
@@ -28,6 +30,7 @@ class Vision:
     std: tuple[float, ...]
     network: Callable[..., "Tensor"]
     unit: bool = False
+    states: Callable[..., "Tensor"] | None = None
 
     def identity(self) -> dict[str, Any]:
         preprocessing = self.geometry.facts() | {

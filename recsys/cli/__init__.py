@@ -15,6 +15,7 @@ from recsys.cli.features import features_app
 from recsys.cli.recbole import attach_recbole
 from recsys.cli.serve import attach_serve
 from recsys.cli.tune import attach_tune
+from recsys.cli.write import write_app
 from recsys.cli.zeroshot import attach_zeroshot
 from recsys.errors import ConfigError, RecsysError
 
@@ -35,6 +36,7 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(features_app, name="features")
+app.add_typer(write_app, name="write")
 
 BundleArgument = Annotated[
     str, typer.Argument(help="Bundle folder, or models:/NAME@ALIAS of the MLflow registry.")

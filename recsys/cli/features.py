@@ -26,6 +26,9 @@ def extract(
     template: Annotated[
         str | None, typer.Option("--template", help='Columns in braces, for --text: "{title}. {category}"')
     ] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="A trained embedder: notellm2:RUN, the folder of a run.")
+    ] = None,
     metadata: Annotated[bool, typer.Option("--metadata", help="Typed fields of the other columns.")] = False,
     split: Annotated[
         Path | None, typer.Option("--split", help="Split folder that fitted tables are fitted on.")
@@ -61,6 +64,8 @@ def extract(
 
       recsys features extract my-dataset --metadata --split runs/boxes/split-1a2b3c4d5e6f
 
+      recsys features extract my-dataset --encoder notellm2:my-run
+
       recsys features extract my-dataset --set words.kind=my_package.words:Words
     """
     _one_of("--entity", entity, ("item", "user"))
@@ -80,7 +85,45 @@ def extract(
         asked[f"{prefix}metadata"] = {"kind": "metadata", "fit_on": fit_on}
     from recsys.present import features
 
+    if encoder is not None:
+        asked = features.with_embedder(asked, encoder)
     features.extract(dataset, asked, set_ or [], entity, split, out, engine, workers)
+
+
+@features_app.command("learn")
+def learn(
+    dataset: Annotated[Path, typer.Argument(help="A Dataset folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run that is written.")],
+    split: Annotated[
+        Path | None, typer.Option("--split", help="Split folder whose train part pairs are counted on.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting: --set config.variant=base, train.epochs=3, pairs.top=5, ..."),
+    ] = None,
+    tables: Annotated[
+        Path | None, typer.Option("--tables", help="Folder of feature tables; default: DATASET-features.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", help="A table of vectors, for config.hard_negatives.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.", min=0)] = 0,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Learn item embeddings from pairs of items: NoteLLM-2, a language model that sees the picture.
+
+    Pairs are of items that the same users took (needs --split), or those that the Dataset lists.
+
+    Examples:
+
+      recsys features learn my-dataset --out my-run --split runs/boxes/split-1a2b3c4d5e6f
+
+      recsys features learn hm-items --out my-run --set pairs.source=pairs --set parts.group=product_code
+    """
+    _one_of("--device", device, ("cpu", "cuda"))
+    from recsys.present import features
+
+    features.learn(dataset, out, split, set_ or [], tables, teacher, seed, device)
 
 
 @features_app.command("show")

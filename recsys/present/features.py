@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from recsys import schema
-from recsys.config import override
+from recsys.config import override, parse
 from recsys.dataset import Dataset
 from recsys.errors import ConfigError, FeatureError, nearest
 from recsys.features.duplicates import Groups, equal_content, near_equal
@@ -47,6 +47,49 @@ def extract(
     for one in made:
         if one.summary is not None and one.summary.offenders:
             _print_offenders(one.name, one.summary)
+
+
+def with_embedder(asked: Mapping[str, dict[str, Any]], encoder: str) -> dict[str, dict[str, Any]]:
+    """The tables that are asked for, with that of a trained embedder and the one that it sees."""
+    kind, _, run = encoder.partition(":")
+    if kind != "notellm2" or not run:
+        raise ConfigError(f"--encoder {encoder!r}", expected="notellm2:RUN, the folder of a run")
+    from recsys.embedder_run import EmbedderRun
+
+    name, settings = EmbedderRun.open(run).table
+    of = name if asked.get(name) in (None, settings) else f"{name}-of-{kind}"
+    return {**asked, of: settings, kind: {"kind": kind, "run": run, "of": of}}
+
+
+def learn(
+    folder: Path,
+    to: Path,
+    split: Path | None,
+    settings: list[str],
+    tables: Path | None,
+    teacher: Path | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Make the table that the embedder sees, train it, and say what came out."""
+    from recsys.embedder_run import EmbedderRecipe, train_embedder
+
+    recipe = parse(EmbedderRecipe, override({}, settings), where="--set")
+    dataset, opened = Dataset.open(folder), None if split is None else Split.load(split)
+    name = recipe.config.table
+    made = make_tables(dataset, {name: recipe.table}, tables or default_folder(dataset), split=opened)
+    (source,) = (one.table for one in made)
+    taught = None if teacher is None else FeatureTable.load(teacher)
+    run = train_embedder(dataset, recipe, source, to, split=opened, teacher=taught, seed=seed, device=device)
+    training, pairs = run.facts["training"], run.facts["pairs"]
+    best = "" if training["best"] is None else f", recall@10 of validation partners {training['best']:.4f}"
+    loss = training["history"][training["best_epoch"]]["loss"]
+    out.print(
+        f"{pairs['count']:,} pairs, epoch {training['best_epoch'] + 1}, loss {loss:.4f}{best}; "
+        f"{run.facts['seconds']:.0f} s",
+        soft_wrap=True,
+    )
+    err.print(f"[green]ok[/]  {escape(str(run.folder))}", soft_wrap=True)
 
 
 def _print_offenders(name: str, found: Summary) -> None:
