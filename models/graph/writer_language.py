@@ -11,6 +11,7 @@ from torch import nn
 
 from recsys.ego_graph import ABSENT
 from recsys.errors import ModelError, require
+from recsys.models.decoder import layers_of
 from recsys.models.graph.attention import Block
 from recsys.models.graph.writer_config import WriterConfig
 from recsys.models.graph.writer_tokens import NeighbourTokens
@@ -129,15 +130,4 @@ def _adapted(model: Any, rank: int) -> nn.Module:
         peft.LoraConfig(
             r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
-    )
-
-
-def layers_of(model: Any) -> nn.ModuleList:
-    """The blocks: the one ModuleList as long as the configuration says. Raises ModelError where there is none."""
-    wanted = model.config.num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return module
-    raise ModelError(
-        f"{type(model).__name__} has no list of {wanted} layers", expected="a decoder such as Llama"
     )

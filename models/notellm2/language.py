@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from recsys.errors import ModelError, require
+from recsys.models.decoder import layers_of
 from recsys.models.notellm2.config import NoteLLM2Config
 
 
@@ -26,7 +27,7 @@ Open = Callable[[], LanguageModel]
 def prepared(language: LanguageModel, config: NoteLLM2Config) -> nn.Module:
     """The decoder with `requires_grad` where it learns. Raises ModelError where it has too few layers."""
     decoder = language.model
-    layers = _layers(decoder)
+    layers = layers_of(decoder)
     if config.layers is not None:
         if config.layers > len(layers):
             raise ModelError(
@@ -58,14 +59,3 @@ def _adapted(decoder: Any, config: NoteLLM2Config) -> nn.Module:
         task_type="FEATURE_EXTRACTION",
     )  # fmt: skip
     return peft.get_peft_model(decoder, adapters)
-
-
-def _layers(decoder: Any) -> nn.ModuleList:
-    """The list of blocks: the one ModuleList as long as the configuration says."""
-    wanted = decoder.config.num_hidden_layers
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return module
-    raise ModelError(
-        f"{type(decoder).__name__} has no list of {wanted} layers", expected="a decoder such as Llama or Qwen"
-    )
