@@ -5,7 +5,6 @@ weights.safetensors   what was learnt; the frozen language model is named by its
 embeddings/           vectors by the hash of what they were made from
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load, save
 
 from recsys.config import Config, parse
 from recsys.dataset import Dataset
@@ -23,8 +21,9 @@ from recsys.errors import DataError, FeatureError, ModelError
 from recsys.features.language import open_language_model
 from recsys.features.table import FeatureTable, Table
 from recsys.features.text.extractor import TextConfig, TextExtractor
-from recsys.files import digest, file_sha256, locked, new_folder, write_json
+from recsys.files import digest, locked
 from recsys.item_retrieval import RetrievalTask, by_cosine, per_query
+from recsys.learnt_run import check_language, read_run, read_weights, write_run
 from recsys.models.notellm2.config import NoteLLM2Config
 from recsys.models.notellm2.contract import Embedder, ItemContent, PairContext
 from recsys.models.notellm2.embedder import NoteLLM2
@@ -36,6 +35,7 @@ from recsys.train import fit
 from recsys.train_config import TrainConfig
 
 VERSION = 1
+_KIND = "embedder"
 _VALID_K = 10
 
 
@@ -129,7 +129,6 @@ def train_embedder(
         model = NoteLLM2(recipe.config)
         progress = fit(model, ctx, recipe.train)
     facts = {
-        "version": VERSION,
         "recipe": settings,
         "seed": seed,
         "language": dict(opened.facts),
@@ -151,11 +150,7 @@ def train_embedder(
         },
         "seconds": time.monotonic() - started,
     }
-    weights = save(model.state())
-    with new_folder(out) as folder:
-        (folder / "weights.safetensors").write_bytes(weights)
-        facts["weights"] = file_sha256(folder / "weights.safetensors")
-        write_json(folder / "run.json", facts)
+    write_run(out, _KIND, VERSION, facts, model.state())
     shutil.rmtree(work)
     return EmbedderRun.open(out)
 
@@ -176,16 +171,7 @@ class EmbedderRun:
     @classmethod
     def open(cls, folder: str | Path) -> "EmbedderRun":
         """Reads the facts alone. Raises FeatureError where the folder is no run, or another version's."""
-        folder = Path(folder)
-        try:
-            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise FeatureError("not a run of an embedder (no run.json)", where=folder) from None
-        except ValueError as error:
-            raise FeatureError(f"run.json is damaged ({error})", where=folder, fix="train it again") from None
-        if facts.get("version") != VERSION:
-            raise FeatureError(f"run version {facts.get('version')}", where=folder, expected=VERSION)
-        return cls(folder, facts)
+        return cls(Path(folder), read_run(Path(folder), _KIND, VERSION))
 
     @property
     def config(self) -> NoteLLM2Config:
@@ -228,18 +214,11 @@ class EmbedderRun:
     @cached_property
     def model(self) -> NoteLLM2:
         """Loaded with its language model. Raises FeatureError where a hash is another than when it was trained."""
-        path = self.folder / "weights.safetensors"
-        if not path.is_file() or file_sha256(path) != self.facts["weights"]:
-            raise FeatureError("the weights are missing or were changed", where=path, fix="train it again")
+        weights = read_weights(self.folder, self.facts)
         name = self.facts["recipe"]["language"]
         language = language_model(name)
-        if language.facts["weights"] != self.facts["language"]["weights"]:
-            raise FeatureError(
-                "not the weights that the run was trained on", where=name, fix="give that model"
-            )
+        check_language(self.facts, language.facts, name)
         try:
-            return NoteLLM2.from_state(
-                self.config, load(path.read_bytes()), language, self.facts["feature_width"]
-            )
+            return NoteLLM2.from_state(self.config, weights, language, self.facts["feature_width"])
         except ModelError as error:
             raise FeatureError(str(error), where=self.folder, fix="train it again") from None

@@ -34,7 +34,7 @@ def render(models: Mapping[str, Any], facts: Mapping[str, Any], columns: Sequenc
         "<h2>Models on the test part</h2>",
         table(["model", *(f"{key.metric}@{key.k}" for key in columns)], _model_rows(models, facts, columns)),
         "<h2>Against the selected model</h2>",
-        _versus(models),
+        versus(models),
         "<h2>Slices</h2>",
         _slices(models, columns[0]),
         _widths(models, columns[0]),
@@ -85,7 +85,8 @@ def _model_rows(models: Mapping[str, Any], facts: Mapping[str, Any], columns: Se
     return rows
 
 
-def _versus(models: Mapping[str, Any]) -> str:
+def versus(models: Mapping[str, Any], who: str = "model") -> str:
+    """Table of the tests against the one that all others are compared with. who: what they are called."""
     rows = [
         (
             "",
@@ -100,8 +101,8 @@ def _versus(models: Mapping[str, Any]) -> str:
         if (test := model.get("versus")) is not None
     ]
     if not rows:
-        return "<p>There is only one model.</p>"
-    return table(["model", "difference", "p", "p (Holm)"], rows)
+        return f"<p>There is only one {who}.</p>"
+    return table([who, "difference", "p", "p (Holm)"], rows)
 
 
 def _slices(models: Mapping[str, Any], headline: Key) -> str:

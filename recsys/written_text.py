@@ -5,7 +5,6 @@ run.json              settings, what the language model and the features are, ho
 weights.safetensors   what was learnt; the frozen language model is named by its hash, not kept
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Annotated, Any
 import numpy as np
 import polars as pl
 from pydantic import Field
-from safetensors.numpy import load, save
 
 from recsys import schema
 from recsys.config import Config, parse
@@ -26,7 +24,8 @@ from recsys.features.language import open_language_model
 from recsys.features.table import FeatureTable, Table
 from recsys.features.text.clean import clean_text
 from recsys.features.text.extractor import TextConfig, TextExtractor, template_columns
-from recsys.files import digest, file_sha256, locked, new_folder, write_json
+from recsys.files import digest, locked, write_json
+from recsys.learnt_run import check_language, read_run, read_weights, write_run
 from recsys.models.graph.writer import TextWriter
 from recsys.models.graph.writer_config import WriterConfig
 from recsys.models.graph.writer_content import WriterContent, WriterContext, alike
@@ -35,6 +34,7 @@ from recsys.train import fit
 from recsys.train_config import TrainConfig
 
 VERSION = 1
+_KIND = "writer"
 
 
 class WriterRecipe(Config):
@@ -123,7 +123,6 @@ def train_writer(
         ctx = WriterContext(content, lambda: opened, seed=seed, device=device, folder=work)
         progress = fit(writer, ctx, recipe.train)
     facts = {
-        "version": VERSION,
         "recipe": settings,
         "seed": seed,
         "language": dict(opened.facts),
@@ -132,11 +131,7 @@ def train_writer(
         "learnt_from": len(content.known),
         "training": progress.history,
     }
-    weights = save(writer.state())
-    with new_folder(out) as folder:
-        (folder / "weights.safetensors").write_bytes(weights)
-        facts["weights"] = file_sha256(folder / "weights.safetensors")
-        write_json(folder / "run.json", facts)
+    write_run(out, _KIND, VERSION, facts, writer.state())
     shutil.rmtree(work)
     return WriterRun.open(out)
 
@@ -157,18 +152,7 @@ class WriterRun:
     @classmethod
     def open(cls, folder: str | Path) -> "WriterRun":
         """Reads the facts alone. Raises FeatureError where the folder is no run, or another version's."""
-        folder = Path(folder)
-        try:
-            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise FeatureError("not a run of a writer (no run.json)", where=folder) from None
-        except ValueError as error:
-            raise FeatureError(f"run.json is damaged ({error})", where=folder, fix="train it again") from None
-        if facts.get("version") != VERSION or "learnt_from" not in facts:
-            raise FeatureError(
-                "a run of another version, or of something else", where=folder, expected=VERSION
-            )
-        return cls(folder, facts)
+        return cls(Path(folder), read_run(Path(folder), _KIND, VERSION))
 
     @cached_property
     def recipe(self) -> WriterRecipe:
@@ -183,18 +167,11 @@ class WriterRun:
     @cached_property
     def writer(self) -> TextWriter:
         """Loaded with its language model. Raises FeatureError where a hash is another than when it was trained."""
-        path = self.folder / "weights.safetensors"
-        if not path.is_file() or file_sha256(path) != self.facts["weights"]:
-            raise FeatureError("the weights are missing or were changed", where=path, fix="train it again")
+        weights = read_weights(self.folder, self.facts)
         language = causal_model(self.recipe.language)
-        if language.facts["weights"] != self.facts["language"]["weights"]:
-            raise FeatureError(
-                "not the weights that the run was trained on",
-                where=self.recipe.language,
-                fix="give that model",
-            )
+        check_language(self.facts, language.facts, self.recipe.language)
         try:
-            return TextWriter.from_state(self.recipe.config, load(path.read_bytes()), language)
+            return TextWriter.from_state(self.recipe.config, weights, language)
         except ModelError as error:
             raise FeatureError(str(error), where=self.folder, fix="train it again") from None
 

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from recsys import svg
-from recsys.report_html import cell, page, table, wide
+from recsys.report_html import cell, page, table, versus, wide
 from recsys.zeroshot.outcome import Outcome, faults_line
 
 
@@ -38,7 +38,7 @@ def render(found: Outcome) -> str:
             ],
         ),
         f"<h2>Against {escape(facts['main'])}</h2>",
-        _versus(contenders),
+        versus(contenders, "contender"),
         "<h2>Answers: faults, slots, cost</h2>",
         "<p>Slot: where the favourites stood when shown, and how far that is from even (0 to 1).</p>",
         _answers(contenders, spent),
@@ -71,23 +71,6 @@ def render(found: Outcome) -> str:
         ),
     ]
     return page(f"{facts['name']}: zero-shot", body)
-
-
-def _versus(contenders: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            "",
-            [
-                escape(name),
-                f"{test['difference']:+.4f}<small>{test['low']:+.4f} - {test['high']:+.4f}</small>",
-                f"{test['p']:.4f}",
-                f"{test['p_holm']:.4f}",
-            ],
-        )
-        for name, one in contenders.items()
-        if (test := one.get("versus")) is not None
-    ]
-    return table(["who", "difference", "p", "p (Holm)"], rows) if rows else "<p>There is nobody else.</p>"
 
 
 def _answers(contenders: Mapping[str, Any], spent: Mapping[str, Any]) -> str:
