@@ -101,10 +101,13 @@ class LightGBM(Model[LightGBMConfig]):
         blocks = []
         for here in np.array_split(np.arange(len(rows_Q)), -(-len(rows_Q) // _ROWS)):
             user_Q, own_QC = log.user_N[rows_Q[here]], items_QC[here]
+            users, place_Q = np.unique(
+                user_Q, return_inverse=True
+            )  # a history is summed once for all its events
             totals = [
-                total_QD - content_ID[own_QC[:, 0]]
-                for total_QD, content_ID in zip(
-                    pairs.totals(log.sequences.take(user_Q)), pairs.contents, strict=True
+                total_UD[place_Q] - content_ID[own_QC[:, 0]]
+                for total_UD, content_ID in zip(
+                    pairs.totals(log.sequences.take(users)), pairs.contents, strict=True
                 )
             ]
             block_QCF = pairs.features(user_Q, totals, own_QC)
