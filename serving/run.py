@@ -141,6 +141,7 @@ def run(
 
         def use(path: Path) -> None:
             deployed = rollout.load(path)
+            settle()
             manifest = deployed.engine.bundle.manifest
             metrics.serving(deployed.bundle_id, manifest["model"], manifest["last_event"])
             if leads:
@@ -185,10 +186,16 @@ def run(
         guarded = Guard(app, keys, MAX_BODY_BYTES, options.max_in_flight, options.deadline, metrics)
         if admin is not None:
             stack.enter_context(_beside(uvicorn.Server(_config(admin_app(rollout, use))), admin))
-        gc.collect()
-        gc.freeze()  # what has been loaded stays: collections between requests need not walk through it
         ready()
         _run_server(uvicorn.Server(_config(guarded)), listener)
+
+
+def settle() -> None:
+    """Leave what is loaded out of the collections between requests, which would walk through all of it; what a swap
+    has let go of since the last time is freed first."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _config(app: object):
