@@ -24,7 +24,7 @@ from recsys.registry import MODELS, load_class
 from recsys.schema import Dense
 from recsys.splits import Split
 from recsys.train import Progress, fit
-from recsys.train_config import TrainConfig
+from recsys.train_config import MonitorConfig, TrainConfig
 
 logger = logging.getLogger("recsys")
 
@@ -189,8 +189,12 @@ def _measure(ctx: FitContext, model: Model, progress: Progress) -> float:
     return progress.best_metric if progress.best_metric is not None else ctx.validate(model)
 
 
-def make_selection(box: Box, fits: list[Fit]) -> None:
-    """The model with the best validation metric, mean over its seeds; test data is not in reach."""
+def make_selection(box: Box, fits: list[Fit], monitor: MonitorConfig) -> None:
+    """The model with the best validation metric, mean over its seeds; test data is not in reach.
+
+    monitor: the recipe's. A model that is watched by another one has a figure of another kind and is not chosen, unless
+    all have.
+    """
     scores: dict[str, list[float]] = {}
     for one in fits:
         value = one.facts()["valid"]
@@ -199,7 +203,8 @@ def make_selection(box: Box, fits: list[Fit]) -> None:
     names = list(dict.fromkeys(one.job.name for one in fits))
     if scores:
         means = {name: float(np.mean(values)) for name, values in scores.items()}
-        chosen = max(means, key=lambda name: means[name])
+        alike = {one.job.name for one in fits if _same_figure(one.job.train.monitor, monitor)} & means.keys()
+        chosen = max(alike or means, key=lambda name: means[name])
     elif len(names) == 1:
         means, chosen = {}, names[0]  # fitted on the validation part as well: there is nothing to choose
     else:
@@ -210,6 +215,11 @@ def make_selection(box: Box, fits: list[Fit]) -> None:
         )
     with new_folder(box.folder) as folder:
         write_json(folder / "selected.json", {"model": chosen, "valid": means, "seeds": scores})
+
+
+def _same_figure(one: MonitorConfig, other: MonitorConfig) -> bool:
+    """How many queries it is taken over is no matter."""
+    return one.model_copy(update={"queries": other.queries}) == other
 
 
 def selected_fit(fits: list[Fit], select: Box) -> Fit:

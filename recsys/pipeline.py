@@ -57,8 +57,12 @@ def plan(recipe: Recipe, root: Path, *, device: str = "cpu") -> Line:
     tables = _features(line, recipe, data, split)
     around = _Graphs(line, recipe, data, split, tables)
     fits = _fits(line, recipe, split, tables, around, device)
+    monitor = recipe.train.monitor
     select = line.add(
-        "select", lambda box: fitting.make_selection(box, fits), {}, {fit.box.name: fit.box for fit in fits}
+        "select",
+        lambda box: fitting.make_selection(box, fits, monitor),
+        {"monitor": monitor.model_dump(mode="json")},
+        {fit.box.name: fit.box for fit in fits},
     )
     final = (
         [_refit(line, fit, recipe.select.refit, split, tables, around) for fit in fits]
