@@ -6,6 +6,7 @@ arXiv 2409.16627, section on full-scale Matryoshka weights).
 
 import itertools
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -86,3 +87,38 @@ class NestedFFN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.dropout(F.silu(self.gate(x)) * self.up(x)))
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """Weights for `recsys.serving.network.Network`."""
+        return _arrays({"gate": self.gate, "up": self.up, "down": self.down})
+
+
+class PlainFFN(nn.Module):
+    """Feed-forward of two layers: W2 f(W1 x), both matrices nested.
+
+    f: gelu as in BERT and S3-Rec, which drop nothing between the layers; relu as in SASRec, with dropout there.
+    """
+
+    def __init__(
+        self, widths: tuple[int, ...], multiple: int, dropout: float, activation: Literal["gelu", "relu"]
+    ):
+        super().__init__()
+        hidden = tuple(multiple * width for width in widths)
+        self.up, self.down = NestedLinear(widths, hidden), NestedLinear(hidden, widths)
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout if activation == "relu" else 0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = F.gelu(self.up(x)) if self.activation == "gelu" else F.relu(self.up(x))
+        return self.down(self.dropout(hidden))
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """As of `NestedFFN`; the first layer is named after what follows it."""
+        return _arrays({self.activation: self.up, "down": self.down})
+
+
+def _arrays(linears: dict[str, NestedLinear]) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, linear in linears.items():
+        found |= {name: linear.masked_weight(), f"{name}_bias": linear.bias}
+    return found

@@ -4,6 +4,11 @@ After Kang and McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018). 
 negatives, the one change that makes it strong (Klenitskiy and Vasilev, RecSys 2023), in place of one negative a
 position; and the block that all sequence models here share (gated feed-forward, start vector), so that trunks are
 compared with all else equal.
+
+S3-Rec's SASRec (CIKM 2020), whose figures many papers cite, is `sasrec-published` of the recipe baselines-beauty: loss
+bce, one negative, norm post, positions input, ffn gelu, ffn_multiple 4. What then remains: the start vector, which is
+trained to give the first item; rows before the last window, which are trained too; negatives that may be of the user's
+history; initial weights.
 """
 
 from typing import Annotated

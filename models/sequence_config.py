@@ -38,6 +38,8 @@ class SequenceConfig(ItemsConfig, ObjectiveConfig):
             raise ValueError(f"trunk {self.trunk!r} is not nested: give one width")
         if self.trunk in ATTENTION and self.widths[-1] % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.widths[-1]}")
+        if self.positions == "input" and self.trunk not in ATTENTION:
+            raise ValueError(f"positions = input needs trunk = {' or '.join(ATTENTION)}, not {self.trunk}")
         if self.distil and self.loss not in SOFTMAX:
             raise ValueError(f"distil needs a softmax: loss = one of {', '.join(SOFTMAX)}, not {self.loss}")
         if self.loss == "directau" and (self.repeat_bias or self.width_temperature):

@@ -1,4 +1,4 @@
-"""The trunk of a sequence model: start vector, input norm, and blocks of mixer and feed-forward."""
+"""The trunk of a sequence model: start vector, positions, input norm, and blocks of mixer and feed-forward."""
 
 import math
 from typing import Annotated, Literal
@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import nn
 
 from recsys.config import Config
-from recsys.models.layers import BlockNorm, NestedFFN
-from recsys.models.mixers.attention import Attention
+from recsys.models.layers import BlockNorm, NestedFFN, PlainFFN
+from recsys.models.mixers.attention import Attention, EndPositions
 from recsys.models.mixers.gru import GRUMixer
 from recsys.models.mixers.lru import NestedLRU
 from recsys.models.mixers.mamba import Mamba, Mamba2
@@ -19,6 +19,8 @@ Mixer = Literal["lru", "mamba", "mamba2", "attention", "bidirectional", "gru"]
 ATTENTION = ("attention", "bidirectional")
 """Mixers that look at a window of a history and have heads."""
 Norm = Literal["post", "pre"]
+Positions = Literal["mixer", "input"]
+Feed = Literal["gated", "gelu", "relu"]
 
 
 class TrunkConfig(Config):
@@ -33,6 +35,8 @@ class TrunkConfig(Config):
     """Blocks of mixer and feed-forward."""
     ffn_multiple: Annotated[int, Field(ge=1)] = 1
     """Hidden units of the feed-forward, as a multiple of the width."""
+    ffn: Feed = "gated"
+    """Feed-forward: SiLU-gated; or two layers with gelu between them, or with relu and dropout."""
     norm: Norm = "post"
     """LayerNorm after each residual sum, or before each mixer and feed-forward."""
     input_norm: bool = True
@@ -45,19 +49,23 @@ class TrunkConfig(Config):
     """mamba, mamba2: values of state per channel."""
     heads: Annotated[int, Field(ge=1)] = 1
     """attention, bidirectional: heads, which divide the width."""
+    positions: Positions = "mixer"
+    """attention, bidirectional: learnt positions are added to every mixer's input, counted from a row's first token; or
+    once to the item vectors before the input norm, counted back from its last token, so that the newest is always 0."""
     window: Annotated[int, Field(ge=2)] = 100
     """Longest stretch of a history in one training row. Recurrent trunks score with histories whole, attention with
     their last window - 1 items."""
 
 
 class Block(nn.Module):
-    """Mixer and gated feed-forward, each with residual and norm."""
+    """Mixer and feed-forward, each with residual and norm."""
 
     def __init__(self, config: TrunkConfig):
         super().__init__()
         self.pre = config.norm == "pre"
         self.mixer = make_mixer(config)
-        self.ffn = NestedFFN(config.widths, config.ffn_multiple, config.dropout)
+        sizes = config.widths, config.ffn_multiple, config.dropout
+        self.ffn = NestedFFN(*sizes) if config.ffn == "gated" else PlainFFN(*sizes, config.ffn)
         self.norm1, self.norm2 = BlockNorm(config.widths), BlockNorm(config.widths)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -76,9 +84,13 @@ def make_mixer(config: TrunkConfig) -> nn.Module:
         case "lru":
             return NestedLRU(config.widths, *config.radius)
         case "attention" | "bidirectional":
-            causal = config.trunk == "attention"
             return Attention(
-                width, heads=config.heads, window=config.window, dropout=config.dropout, causal=causal
+                width,
+                heads=config.heads,
+                window=config.window,
+                dropout=config.dropout,
+                causal=config.trunk == "attention",
+                positions=config.positions == "mixer",
             )
         case "gru":
             return GRUMixer(width)
@@ -95,6 +107,8 @@ class Trunk(nn.Module):
     def __init__(self, config: TrunkConfig):
         super().__init__()
         self.start = nn.Parameter(torch.randn(config.widths[-1]) * 0.02)
+        at_input = config.positions == "input"
+        self.positions = EndPositions(config.widths[-1], config.window) if at_input else None
         self.in_norm = BlockNorm(config.widths) if config.input_norm else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.blocks)])
@@ -102,6 +116,7 @@ class Trunk(nn.Module):
     def forward(self, items_ID: torch.Tensor, tokens_P: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """tokens_P: item of every token, -1 = start or hidden. Returns [P, D]."""
         u_PD = torch.where(tokens_P[:, None] < 0, self.start, items_ID[tokens_P.clamp_min(0)])
+        u_PD = u_PD if self.positions is None else self.positions(u_PD, counts)
         u_PD = self.dropout(u_PD if self.in_norm is None else self.in_norm(u_PD))
         for block in self.blocks:
             u_PD = block(u_PD, counts)
@@ -110,13 +125,13 @@ class Trunk(nn.Module):
     def arrays(self) -> dict[str, torch.Tensor]:
         """Weights of `recsys.serving.network.Network`."""
         arrays = {"start": self.start}
+        if self.positions is not None:
+            arrays["position"] = self.positions.vectors
         if self.in_norm is not None:
             arrays |= {"in.weight": self.in_norm.weight, "in.bias": self.in_norm.bias}
         for number, block in enumerate(self.blocks):
             arrays |= {f"{number}.mix.{name}": value for name, value in block.mixer.arrays().items()}
             for name, norm in {"norm1": block.norm1, "norm2": block.norm2}.items():
                 arrays |= {f"{number}.{name}.weight": norm.weight, f"{number}.{name}.bias": norm.bias}
-            for name in ("gate", "up", "down"):
-                linear = getattr(block.ffn, name)
-                arrays |= {f"{number}.{name}": linear.masked_weight(), f"{number}.{name}_bias": linear.bias}
+            arrays |= {f"{number}.{name}": value for name, value in block.ffn.arrays().items()}
         return arrays

@@ -9,6 +9,7 @@ seen.
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,18 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 def softplus(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x Phi(x), exact to 1e-6: erf by formula 7.1.26 of Abramowitz and Stegun."""
+    t = 1 / (1 + 0.3275911 * math.sqrt(0.5) * np.abs(x))
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 0.5 * series * np.exp(-0.5 * np.square(x))  # Phi(-|x|)
+    return x * np.where(x < 0, tail, 1 - tail)
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
@@ -91,11 +104,17 @@ class GRU:
 
 
 class Attention:
-    """Causal self-attention. State: keys and values of all events so far, [B, t, D] each."""
+    """Causal self-attention. State: keys and values of all events so far, [B, t, D] each.
+
+    Steps need positions of its own: those that count from a row's last token change with every event.
+    """
+
+    causal: ClassVar[bool] = True
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self.arrays = arrays
-        self.window, self.width = arrays["position"].shape
+        self.width = len(arrays["out"])
+        self.window = len(arrays["position"]) if "position" in arrays else None
         self.heads = arrays["qkv"].shape[1]
         self.qkv_ED = arrays["qkv"].reshape(-1, self.width)
 
@@ -122,21 +141,25 @@ class Attention:
         mixed_BD = (weights_BHt[:, :, None] @ values).reshape(rows, self.width)
         return mixed_BD @ self.arrays["out"].T + self.arrays["out_bias"], state
 
-
-class Bidirectional(Attention):
-    """Self-attention to the whole row: there is no state, and no step."""
-
     def whole(self, u_BLD: np.ndarray) -> np.ndarray:
         """[B, L, D] of rows of one length."""
         rows, length, _ = u_BLD.shape
-        x_BLD = u_BLD + self.arrays["position"][:length]
+        x_BLD = u_BLD if self.window is None else u_BLD + self.arrays["position"][:length]
         qkv_BLE = x_BLD @ self.qkv_ED.T + self.arrays["qkv_bias"].reshape(-1)
         q, k, v = (
             part.reshape(rows, length, self.heads, -1).swapaxes(1, 2) for part in np.split(qkv_BLE, 3, axis=2)
         )
-        weights_BHLL = _softmax(q @ k.swapaxes(2, 3) / math.sqrt(q.shape[-1]))
-        mixed_BLD = (weights_BHLL @ v).swapaxes(1, 2).reshape(rows, length, self.width)
+        logits_BHLL = q @ k.swapaxes(2, 3) / math.sqrt(q.shape[-1])
+        if self.causal:
+            logits_BHLL[:, :, ~np.tri(length, dtype=bool)] = -np.inf
+        mixed_BLD = (_softmax(logits_BHLL) @ v).swapaxes(1, 2).reshape(rows, length, self.width)
         return mixed_BLD @ self.arrays["out"].T + self.arrays["out_bias"]
+
+
+class Bidirectional(Attention):
+    """Self-attention to the whole row: there is no state, and no step."""
+
+    causal = False
 
 
 class _StateSpace:

@@ -13,7 +13,10 @@ import numpy as np
 
 from recsys.errors import ModelError
 from recsys.schema import Form, Ragged
-from recsys.serving.mixers import MIXERS, State
+from recsys.serving.mixers import MIXERS, State, gelu, relu
+
+PLAIN = {"gelu": gelu, "relu": relu}
+"""What stands between the two layers of a feed-forward without gate; the first layer's array is named after it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Network:
         self.window = meta["window"]
         self.items_ID = form.item_vectors_ID[:, :width]
         self.arrays = arrays
+        self.position_LD = arrays.get("position")  # by distance to a row's last token
         self.blocks = [_below(arrays, f"{number}.") for number in range(int(meta["blocks"]))]
         self.mixers: list[Any] = [MIXERS[form.program](_below(block, "mix.")) for block in self.blocks]
 
@@ -92,13 +96,18 @@ class Network:
         """What a block makes of its input u once the mixer has made y of it."""
         u = u + y if self.pre else self._norm(u + y, block, "norm1")
         x = self._norm(u, block, "norm2") if self.pre else u
-        gate = x @ block["gate"].T + block["gate_bias"]
-        hidden = gate / (1 + np.exp(-gate)) * (x @ block["up"].T + block["up_bias"])
-        u = u + hidden @ block["down"].T + block["down_bias"]
+        u = u + _hidden(x, block) @ block["down"].T + block["down_bias"]
         return u if self.pre else self._norm(u, block, "norm2")
 
     def initial(self, rows: int) -> Encoded:
-        """After the start vector alone: an empty history."""
+        """After the start vector alone: an empty history.
+
+        Raises ModelError where positions count from the newest event: the next one would change all that came before.
+        """
+        if self.position_LD is not None:
+            raise ModelError(
+                "positions = input, counted from the newest event: no state", fix="encode the whole history"
+            )
         start_D = self.arrays["start"]
         return self._advance(
             np.broadcast_to(start_D, (rows, len(start_D))),
@@ -148,9 +157,12 @@ class Network:
         return Encoded(tuple(after), u_LD)
 
     def encode(self, history: Ragged) -> np.ndarray:
-        """[Q, m] query vectors of whole histories, longest first, so that every step works on active rows only."""
+        """[Q, m] query vectors of whole histories, longest first, so that every step works on active rows only; at once
+        where there are no steps (see `initial`)."""
         if self.window is not None:
             history = history.tail(int(self.window) - 1)
+        if self.position_LD is not None:
+            return self._encode_whole(history, start_first=True)
         lengths = history.lengths
         order = np.argsort(-lengths, kind="stable")
         rows = history.take(order)
@@ -164,30 +176,48 @@ class Network:
         out[order] = vectors
         return out
 
+    def _encode_whole(self, history: Ragged, *, start_first: bool) -> np.ndarray:
+        """The vector of each row's last token, the start vector before or after the history; all rows of a length
+        together."""
+        lengths, start_D = history.lengths, self.arrays["start"]
+        out_QD = np.empty((len(history), len(start_D)), np.float32)
+        for length in np.unique(lengths):
+            which = np.flatnonzero(lengths == length)
+            shape = len(which), length + 1, len(start_D)
+            items_BLD = self.items_ID[history.take(which).flat()[1].reshape(len(which), length)]
+            start_B1D = np.broadcast_to(start_D, (len(which), 1, len(start_D)))
+            parts = (start_B1D, items_BLD) if start_first else (items_BLD, start_B1D)
+            x_BLD = np.concatenate(parts, axis=1)
+            if self.position_LD is not None:
+                x_BLD = x_BLD + self.position_LD[length::-1]
+            u_ND = self._entered(x_BLD.reshape(-1, len(start_D)))
+            for block, mixer in zip(self.blocks, self.mixers, strict=True):
+                x_ND = self._norm(u_ND, block, "norm1") if self.pre else u_ND
+                y_BLD = mixer.whole(x_ND.reshape(shape))
+                u_ND = self._left(u_ND, y_BLD.reshape(x_ND.shape), block)
+            out_QD[which] = u_ND.reshape(shape)[:, -1]
+        return out_QD
+
 
 class WholeNetwork(Network):
     """A network that looks both ways: the start vector stands after the history, for what is asked for. It reads rows
     whole, all of one length together; there is no step."""
 
     def encode(self, history: Ragged) -> np.ndarray:
-        history = history.tail(int(self.window) - 1)
-        lengths, start_D = history.lengths, self.arrays["start"]
-        out_QD = np.empty((len(history), len(start_D)), np.float32)
-        for length in np.unique(lengths):
-            which = np.flatnonzero(lengths == length)
-            items_BLD = self.items_ID[history.take(which).flat()[1].reshape(len(which), length)]
-            last_B1D = np.broadcast_to(start_D, (len(which), 1, len(start_D)))
-            u_ND = self._entered(np.concatenate([items_BLD, last_B1D], axis=1).reshape(-1, len(start_D)))
-            for block, mixer in zip(self.blocks, self.mixers, strict=True):
-                x_ND = self._norm(u_ND, block, "norm1") if self.pre else u_ND
-                y_BLD = mixer.whole(x_ND.reshape(len(which), length + 1, -1))
-                u_ND = self._left(u_ND, y_BLD.reshape(x_ND.shape), block)
-            out_QD[which] = u_ND.reshape(len(which), length + 1, -1)[:, -1]
-        return out_QD
+        return self._encode_whole(history.tail(int(self.window) - 1), start_first=False)
 
     def initial(self, rows: int) -> Encoded:
         """Raises ModelError: what comes next changes what came before."""
         raise ModelError("a network that looks both ways has no state", fix="encode the whole history")
+
+
+def _hidden(x: np.ndarray, block: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The hidden values of a block's feed-forward."""
+    for name, activation in PLAIN.items():
+        if name in block:
+            return activation(x @ block[name].T + block[f"{name}_bias"])
+    gate = x @ block["gate"].T + block["gate_bias"]
+    return gate / (1 + np.exp(-gate)) * (x @ block["up"].T + block["up_bias"])
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

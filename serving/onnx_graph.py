@@ -198,11 +198,28 @@ def _lru(graph: _Graph, u: str, state: list[str], prefix: str) -> tuple[str, lis
 
 
 def _ffn(graph: _Graph, x: str, prefix: str) -> str:
-    """W2 (SiLU(W_g x) * (W1 x))."""
+    """W2 (SiLU(W_g x) * (W1 x)), or W2 f(W1 x) of a feed-forward without gate."""
+    down = f"{prefix}down", f"{prefix}down_bias"
+    if f"{prefix}relu" in graph.form.arrays:
+        hidden = _linear(graph, x, f"{prefix}relu", f"{prefix}relu_bias")
+        return _linear(graph, graph.node("Relu", hidden), *down)
+    if f"{prefix}gelu" in graph.form.arrays:
+        hidden = _linear(graph, x, f"{prefix}gelu", f"{prefix}gelu_bias")
+        return _linear(graph, _gelu(graph, hidden), *down)
     gate = _linear(graph, x, f"{prefix}gate", f"{prefix}gate_bias")
     gate = graph.node("Mul", gate, graph.node("Sigmoid", gate))
     hidden = graph.node("Mul", gate, _linear(graph, x, f"{prefix}up", f"{prefix}up_bias"))
-    return _linear(graph, hidden, f"{prefix}down", f"{prefix}down_bias")
+    return _linear(graph, hidden, *down)
+
+
+def _gelu(graph: _Graph, x: str) -> str:
+    """x (1 + erf(x / sqrt 2)) / 2: the operator set has no node of its own."""
+    root, one, half = (
+        graph.constant(f"gelu_{name}", np.array(value, np.float32))
+        for name, value in {"root": 2**0.5, "one": 1.0, "half": 0.5}.items()
+    )
+    erf = graph.node("Erf", graph.node("Div", x, root))
+    return graph.node("Mul", graph.node("Mul", x, half), graph.node("Add", erf, one))
 
 
 def _norm(graph: _Graph, x: str, name: str) -> str:

@@ -79,11 +79,13 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     "models.ease.regularisation": (5.0, one("ease")),
     "models.ease.train.epochs": (7, NOTHING),  # closed form
     "models.fmrlrec.train.epochs": (7, one("fmrlrec")),
+    "models.fmrlrec.positions": ("mixer", NOTHING),  # the default, said; the other is refused without attention
     "models.itemknn": ({}, one("itemknn")),
     **every(
         "models.fmrlrec",
         {
             "trunk": "gru", "tables": [], "widths": [4, 8, 16], "blocks": 3, "ffn_multiple": 2, "norm": "pre",
+            "ffn": "relu",
             "input_norm": False, "dropout": 0.3, "modality_dropout": 0.1, "id_vectors": False, "id_dropout": 0.2,
             "item_bias": False, "whiten": 4, "radius": [0.4, 0.8], "state": 4, "heads": 2, "window": 10,
             "batch_size": 16, "history_dropout": 0.1, "mask_share": 0.3, "loss": "sampled",

@@ -23,6 +23,8 @@ ITEMS, WIDTHS = 30, (4, 8, 16)
 NETWORKS = {
     "post": {},
     "pre, wide feed-forward": {"norm": "pre", "ffn_multiple": 3},
+    "gelu": {"ffn": "gelu", "ffn_multiple": 2},
+    "relu, pre": {"ffn": "relu", "norm": "pre"},
     "no input norm": {"input_norm": False},
     "three blocks": {"blocks": 3},
     "one width": {"widths": (6,), "blocks": 1},
@@ -141,6 +143,10 @@ def test_what_has_no_graph(cases, tmp_path):
         export_onnx(onnx, cases("ease").bundle, tmp_path / "x", None)
     with pytest.raises(ModelError, match=r"no ONNX graph of a 'gru' program; expected lru"):
         step_model(onnx, replace(form_of(), program="gru"))
+    attention = form_of(trunk="attention", widths=(8,), heads=2, positions="input", ffn="gelu")
+    for build in (step_model, encode_model):
+        with pytest.raises(ModelError, match=r"no ONNX graph of a 'attention' program; expected lru"):
+            build(onnx, replace(attention, program="attention"))
     assert list(tmp_path.iterdir()) == []
 
 

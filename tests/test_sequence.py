@@ -21,6 +21,8 @@ from recsys.train_config import TrainConfig
     [
         ({"trunk": "gru", "widths": [4, 8]}, "not nested: give one width"),
         ({"trunk": "attention", "widths": [8], "heads": 3}, "3 heads do not divide the width 8"),
+        ({"positions": "input"}, "positions = input needs trunk = attention or bidirectional, not lru"),
+        ({"trunk": "gru", "widths": [8], "positions": "input"}, "positions = input needs trunk"),
         ({"loss": "gbce", "distil": 0.5}, "distil needs a softmax"),
         ({"id_vectors": False}, "nothing tells items apart"),
         ({"widths": [8, 4]}, "ascending widths"),

@@ -342,8 +342,24 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
             "order_matters": True,
         },
         {
-            "variant": "as published",
+            "variant": "bce",
             "settings": _TINY | {"loss": "bce", "negatives": 1},
+            "train": {"epochs": 40, "lr": 1e-2},
+            "claims": ("order",),
+            "order_matters": True,
+        },
+        {
+            "variant": "as published",
+            "settings": _TINY
+            | {
+                "loss": "bce",
+                "negatives": 1,
+                "heads": 2,
+                "norm": "post",
+                "positions": "input",
+                "ffn": "gelu",
+                "ffn_multiple": 4,
+            },
             "train": {"epochs": 40, "lr": 1e-2},
             "claims": ("order",),
             "order_matters": True,
