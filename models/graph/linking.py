@@ -1,0 +1,233 @@
+"""The neighbour encoder as an item embedder: which items go together, learnt from pairs of items.
+
+After Yoon et al., "Multimodal Graph Learning for Generative Tasks" (arXiv 2310.07478), with the contrastive loss of the
+other embedders in place of generation. An item reads its own content, the known items that resemble it, and what those
+go with; its own pairs are never among its neighbours, so that an unseen item is read as the learnt ones were.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from recsys.errors import ModelError
+from recsys.features.whitening import Whitening
+from recsys.models.graph.encoder import Ego, EncoderConfig, NeighbourEncoder, Rows
+from recsys.models.notellm2.config import PairLossConfig
+from recsys.models.notellm2.contract import Embedder, ItemContent, PairContext, unit
+from recsys.models.notellm2.loss import PairLoss
+from recsys.nearest import nearest
+from recsys.schema import Dense
+
+ALIKE, TOGETHER = "alike", "together"
+_SAME = 1 - 1e-6
+"""A cosine from which on a row is the item's own, met among the known ones."""
+
+
+class NeighbourEmbedderConfig(PairLossConfig, EncoderConfig):
+    """The neighbour encoder over frozen features, learnt from pairs."""
+
+    tables: Annotated[tuple[str, ...], Field(min_length=1)] = ("image", "text")
+    """Feature tables, one modality each."""
+    relations: tuple[Literal["alike", "together"], ...] = (ALIKE, TOGETHER)
+    """Of every table. alike: the nearest known items. together: what the nearest known items are paired with. Empty =
+    own content alone."""
+    whiten: Annotated[int, Field(ge=1)] = 256
+    """Most whitened dimensions kept of each table."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the encoder's output that is dropped in training."""
+    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of items whose row of a table is taken for missing in a training step, never all that an item has."""
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if len(set(self.tables)) != len(self.tables) or len(set(self.relations)) != len(self.relations):
+            raise ValueError("each table and each relation once")
+        if self.widths[-1] % self.heads:
+            raise ValueError(f"heads = {self.heads} does not divide the width {self.widths[-1]}")
+        if self.position in ("laplacian", "gnn") or self.encoder == "sa_hop":
+            raise ValueError(
+                "edges among neighbours are not kept here: position rank, hop or none; not sa_hop"
+            )
+        return self
+
+
+class LinkModule(nn.Module):
+    """Encoder and loss; `forward` is the loss of a batch of pairs. The known items are its memory."""
+
+    def __init__(self, config: NeighbourEmbedderConfig, known: Mapping[str, tuple[np.ndarray, np.ndarray]]):
+        super().__init__()
+        self.config = config
+        for name, (rows_NK, present_N) in known.items():
+            self.register_buffer(f"rows_{name}", torch.from_numpy(rows_NK))
+            self.register_buffer(f"present_{name}", torch.from_numpy(present_N))
+        relations = len(config.relations) * len(known)
+        widths = {name: rows_NK.shape[1] for name, (rows_NK, _) in known.items()}
+        self.encoder = NeighbourEncoder(config, config.widths[-1], widths, relations, values=0)
+        self.norm, self.dropout = nn.LayerNorm(config.widths[-1]), nn.Dropout(config.dropout)
+        self.loss = PairLoss(config.widths, config.log_scale, config.false_negative_margin)
+
+    def vectors(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[R, D]."""
+        tables = self.config.tables
+        memory: Rows = {n: (self.get_buffer(f"rows_{n}"), self.get_buffer(f"present_{n}")) for n in tables}
+        nobody = batch["nodes"].new_zeros(0)
+        tokens = self.encoder.node_tokens(self.encoder.content(memory), nobody)
+        rows: Rows = {name: (batch[f"rows_{name}"], batch[f"present_{name}"]) for name in tables}
+        found_RD = self.encoder(rows, Ego(batch["nodes"], batch["weights"], None, None), tokens)
+        return self.dropout(self.norm(found_RD))
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        loss = self.loss(self.vectors(batch), int(batch["pairs"]), batch["allied"])
+        return loss, {"joint": loss.item()}
+
+
+class NeighbourEmbedder(Embedder[NeighbourEmbedderConfig]):
+    """Vectors "joint" of content and neighbours. The known items are those that the training pairs name."""
+
+    Config = NeighbourEmbedderConfig
+
+    def setup(self, ctx: PairContext) -> None:
+        super().setup(ctx)
+        known = np.unique(ctx.pairs_P2)
+        content = ctx.content.take(known)
+        self.whitenings = {
+            name: Whitening.fit(_table(content, name), np.ones(len(known), bool), self.config.whiten)
+            for name in self.config.tables
+        }
+        place_I = np.full(len(ctx.content), -1)
+        place_I[known] = np.arange(len(known))
+        both_E2 = np.concatenate([place_I[ctx.pairs_P2], place_I[ctx.pairs_P2][:, ::-1]])
+        self.partners_E2 = np.unique(both_E2, axis=0)
+        self.module = LinkModule(self.config, self._whitened(content)).to(ctx.device)
+
+    def rows(self, content: ItemContent, rng: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
+        own = self._whitened(content)
+        if rng is not None and self.config.modality_dropout:
+            own = _thinned(own, self.config.modality_dropout, rng)
+        nodes_RN, weights_RN = self.neighbours(own)
+        arrays = {"nodes": nodes_RN, "weights": weights_RN}
+        for name, (rows_RK, present_R) in own.items():
+            arrays |= {f"rows_{name}": rows_RK, f"present_{name}": present_R}
+        return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+    def neighbours(self, own: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """(nodes [R, N] as places among the known items, -1 = none; weights [R, N], above 0), relation by relation,
+        `fanout` places each, strongest first. own: whitened rows by table."""
+        count, fanout = len(next(iter(own.values()))[1]), self.config.fanout
+        nodes, weights = [np.zeros((count, 0), np.int64)], [np.zeros((count, 0), np.float32)]
+        for name, (rows_RK, present_R) in own.items():
+            keys_NK = np.where(self._known(name)[1][:, None], self._known(name)[0], 0)
+            asked_RK = np.where(present_R[:, None], rows_RK, 0)
+            near_RM, cosine_RM = nearest(asked_RK, keys_NK, fanout + 1)
+            kept_RM = (cosine_RM < _SAME) & (cosine_RM > 0)
+            for relation in self.config.relations:
+                rows_E, _ = kept_RM.nonzero()
+                targets_E, weights_E = near_RM[kept_RM], cosine_RM[kept_RM]
+                if relation == TOGETHER:
+                    same_RM = cosine_RM >= _SAME
+                    own_E2 = np.stack([same_RM.nonzero()[0], near_RM[same_RM]], 1)
+                    rows_E, targets_E, weights_E = self._partners(rows_E, targets_E, weights_E, own_E2)
+                found = _strongest(rows_E, targets_E, weights_E, count, fanout)
+                nodes.append(found[0])
+                weights.append(found[1])
+        return np.concatenate(nodes, axis=1), np.concatenate(weights, axis=1)
+
+    def _partners(
+        self, rows_E: np.ndarray, near_E: np.ndarray, weights_E: np.ndarray, own_E2: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the near items are paired with, weighted by the sum of cosines on the way; never an item itself. own_E2:
+        (row, place) of the items themselves."""
+        first_N = np.searchsorted(self.partners_E2[:, 0], np.arange(self._size + 1))
+        counts_E = np.diff(first_N)[near_E]
+        edge_F = np.repeat(np.arange(len(near_E)), counts_E)
+        within_F = np.arange(len(edge_F)) - np.repeat(np.cumsum(counts_E) - counts_E, counts_E)
+        target_F = self.partners_E2[first_N[near_E][edge_F] + within_F, 1]
+        codes_F = rows_E[edge_F] * self._size + target_F
+        codes_G, index_F = np.unique(codes_F, return_inverse=True)
+        sums_G = np.bincount(index_F, weights_E[edge_F], len(codes_G))
+        other_G = ~np.isin(codes_G, own_E2[:, 0] * self._size + own_E2[:, 1])
+        codes_G, sums_G = codes_G[other_G], sums_G[other_G]
+        return codes_G // self._size, codes_G % self._size, sums_G
+
+    @property
+    def _size(self) -> int:
+        return len(self._known(self.config.tables[0])[1])
+
+    def _known(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(self.module.get_buffer(f"{part}_{name}").cpu().numpy() for part in ("rows", "present"))
+
+    def _whitened(self, content: ItemContent) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        found = {}
+        for name, whitening in self.whitenings.items():
+            table = _table(content, name)
+            rows_RK = whitening(table.values_EF, table.present_E)
+            found[name] = np.where(table.present_E[:, None], rows_RK, 0), table.present_E.copy()
+        return found
+
+    @torch.inference_mode()
+    def encode(self, content: ItemContent, batch_size: int = 1024) -> dict[str, np.ndarray]:
+        self.module.eval()
+        device, parts = self.module.norm.weight.device, []
+        for start in range(0, len(content), batch_size):
+            rows = self.rows(content.take(np.arange(start, min(start + batch_size, len(content)))))
+            found = self.module.vectors({name: value.to(device) for name, value in rows.items()})
+            parts.append(found.cpu().numpy())
+        return {"joint": unit(np.concatenate(parts))}
+
+    def state(self) -> dict[str, np.ndarray]:
+        arrays = {
+            f"module.{n}": value.detach().cpu().numpy() for n, value in self.module.state_dict().items()
+        }
+        for name, whitening in self.whitenings.items():
+            arrays |= whitening.state(f"whitening.{name}")
+        return arrays | {"partners": self.partners_E2}
+
+    @classmethod
+    def from_state(
+        cls, config: NeighbourEmbedderConfig, state: Mapping[str, np.ndarray]
+    ) -> "NeighbourEmbedder":
+        found = cls(config)
+        found.whitenings = {name: Whitening.from_state(state, f"whitening.{name}") for name in config.tables}
+        found.partners_E2 = state["partners"]
+        weights = {n.removeprefix("module."): v for n, v in state.items() if n.startswith("module.")}
+        known = {n: (weights[f"rows_{n}"].copy(), weights[f"present_{n}"].copy()) for n in config.tables}
+        found.module = LinkModule(config, known)
+        found.module.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in weights.items()})
+        return found
+
+
+def _table(content: ItemContent, name: str) -> Dense:
+    if name not in content.tables:
+        raise ModelError(f"no table {name!r}", expected=f"one of: {', '.join(content.tables)}")
+    return content.tables[name]
+
+
+def _thinned(
+    own: Mapping[str, tuple[np.ndarray, np.ndarray]], share: float, rng: np.random.Generator
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    present_MR = np.stack([present_R for _, present_R in own.values()])
+    luck_MR = np.where(present_MR, rng.random(present_MR.shape), -1.0)
+    kept_MR = present_MR & ((luck_MR >= share) | (luck_MR == luck_MR.max(axis=0)))
+    return {
+        name: (np.where(kept_R[:, None], rows_RK, 0), kept_R)
+        for (name, (rows_RK, _)), kept_R in zip(own.items(), kept_MR, strict=True)
+    }
+
+
+def _strongest(
+    rows_E: np.ndarray, targets_E: np.ndarray, weights_E: np.ndarray, count: int, fanout: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(targets [count, fanout], weights), the heaviest of each row first, equal ones by lower target."""
+    order = np.lexsort((targets_E, -weights_E, rows_E))
+    rows_E, targets_E, weights_E = rows_E[order], targets_E[order], weights_E[order]
+    place_E = np.arange(len(rows_E)) - np.searchsorted(rows_E, rows_E, side="left")
+    kept_E = place_E < fanout
+    nodes_RF = np.full((count, fanout), -1, np.int64)
+    weights_RF = np.zeros((count, fanout), np.float32)
+    cells = rows_E[kept_E], place_E[kept_E]
+    nodes_RF[cells], weights_RF[cells] = targets_E[kept_E], weights_E[kept_E]
+    return nodes_RF, weights_RF
