@@ -120,6 +120,23 @@ def test_what_is_missing_has_no_neighbours():
     assert (found[:, :half] == -1).all() and (found[:, half:] >= 0).any()
 
 
+def test_training_reads_what_encoding_reads_and_what_is_dropped_takes_its_neighbours_along():
+    model, content, _ = built(modality_dropout=0.5)
+    some = np.array([3, 1, 7, 20, 3])
+    whole, rng = model.rows(content.take(some)), np.random.default_rng(0)
+    drawn = model.training_rows(some, rng)
+    half = whole["nodes"].shape[1] // 2
+    gone = {name: whole[f"present_{name}"] & ~drawn[f"present_{name}"] for name in model.config.tables}
+    assert any(one.any() for one in gone.values())
+    for place, name in enumerate(model.config.tables):
+        own = slice(place * half, (place + 1) * half)
+        assert (drawn["nodes"][gone[name], own] == -1).all() and (
+            drawn["weights"][gone[name], own] == 0
+        ).all()
+        assert torch.equal(drawn["nodes"][~gone[name], own], whole["nodes"][~gone[name], own])
+    assert (drawn["present_image"] | drawn["present_text"]).all()
+
+
 @pytest.mark.parametrize("encoder", ["pool", "sa", "ca"])
 def test_order_batching_and_disk_change_nothing(encoder):
     model, content, _ = built(encoder=encoder)

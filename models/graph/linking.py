@@ -103,16 +103,24 @@ class NeighbourEmbedder(Embedder[NeighbourEmbedderConfig]):
         both_E2 = np.concatenate([place_I[ctx.pairs_P2], place_I[ctx.pairs_P2][:, ::-1]])
         self.partners_E2 = np.unique(both_E2, axis=0)
         self.module = LinkModule(self.config, self._whitened(content)).to(ctx.device)
+        self._own = self._whitened(ctx.content)
+        self._neighbours = self.neighbours(self._own)  # found once: they are the same in every step
+
+    def training_rows(self, items_R: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        own = {
+            name: (rows_IK[items_R], present_I[items_R]) for name, (rows_IK, present_I) in self._own.items()
+        }
+        nodes_RN, weights_RN = (array[items_R] for array in self._neighbours)
+        if self.config.modality_dropout:
+            own = _thinned(own, self.config.modality_dropout, rng)
+            kept_RT = np.stack([present_R for _, present_R in own.values()], 1)
+            kept_RN = np.repeat(kept_RT, len(self.config.relations) * self.config.fanout, axis=1)
+            nodes_RN, weights_RN = np.where(kept_RN, nodes_RN, -1), np.where(kept_RN, weights_RN, 0)
+        return _tensors(own, nodes_RN, weights_RN)
 
     def rows(self, content: ItemContent, rng: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
         own = self._whitened(content)
-        if rng is not None and self.config.modality_dropout:
-            own = _thinned(own, self.config.modality_dropout, rng)
-        nodes_RN, weights_RN = self.neighbours(own)
-        arrays = {"nodes": nodes_RN, "weights": weights_RN}
-        for name, (rows_RK, present_R) in own.items():
-            arrays |= {f"rows_{name}": rows_RK, f"present_{name}": present_R}
-        return {name: torch.from_numpy(value) for name, value in arrays.items()}
+        return _tensors(own, *self.neighbours(own))
 
     def neighbours(self, own: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """(nodes [R, N] as places among the known items, -1 = none; weights [R, N], above 0), relation by relation,
@@ -204,6 +212,15 @@ def _table(content: ItemContent, name: str) -> Dense:
     if name not in content.tables:
         raise ModelError(f"no table {name!r}", expected=f"one of: {', '.join(content.tables)}")
     return content.tables[name]
+
+
+def _tensors(
+    own: Mapping[str, tuple[np.ndarray, np.ndarray]], nodes_RN: np.ndarray, weights_RN: np.ndarray
+) -> dict[str, torch.Tensor]:
+    arrays = {"nodes": nodes_RN, "weights": weights_RN}
+    for name, (rows_RK, present_R) in own.items():
+        arrays |= {f"rows_{name}": rows_RK, f"present_{name}": present_R}
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
 
 def _thinned(

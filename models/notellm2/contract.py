@@ -140,12 +140,15 @@ class Embedder(Learner, Generic[ConfigT]):
         left_B, right_B = self._pairs_P2[chosen_B].T
         further = [] if self._hard_PH is None else [_without_padding(self._hard_PH[chosen_B])]
         items_R = np.concatenate([left_B, right_B, *further])
-        batch = self.rows(self._content.take(items_R), rng)
-        return batch | {
+        return self.training_rows(items_R, rng) | {
             "allied": torch.from_numpy(self.allied(items_R)),
             "pairs": torch.tensor(len(chosen_B)),
             "items": torch.from_numpy(items_R),
         }
+
+    def training_rows(self, items_R: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """`rows` of these items of the context."""
+        return self.rows(self._content.take(items_R), rng)
 
     def allied(self, items_R: np.ndarray) -> np.ndarray:
         """[R, R] bool: the same item, or a pair that is known."""
