@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recsys import bundle as bundles
-from recsys import fitting, graphs, impressions, ranking, splits, steps
+from recsys import fitting, graphs, impressions, judgements, ranking, splits, steps
 from recsys.boxes import Box, Line, sweep
 from recsys.errors import ConfigError
 from recsys.features import table as feature_tables
@@ -237,11 +237,14 @@ def _ranker(
         return None
     chosen = ranking.generators(config, fits)
     used = {name: tables[name] for name in config.tables}
-    shown = None if config.impressions is None else impressions.fingerprint(config.impressions)
+    read = {
+        "impressions": None if config.impressions is None else impressions.fingerprint(config.impressions),
+        "judgements": None if config.judgements is None else judgements.fingerprint(config.judgements),
+    }
     return line.add(
         RANKER,
         lambda box: ranking.make_ranker(box, config, chosen, data, split, used),
-        config.model_dump(mode="json", exclude={"impressions"}) | {"impressions": shown},
+        config.model_dump(mode="json", exclude=set(read)) | read,
         {"data": data, "split": split} | used | {fit.box.name: fit.box for fit in chosen},
         version=ranking.VERSION,
     )

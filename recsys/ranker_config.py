@@ -41,6 +41,9 @@ class RankerConfig(Config):
     position_bias: Annotated[float, Field(ge=0)] | None = None
     """impressions: learn what a place in the list does to being taken, apart from the ranking, with this
     regularisation; None = an item that stood high is taken for a better one."""
+    judgements: Path | None = None
+    """What a prompted model thought of items, as features: FOLDER/judgements/NAME.parquet of an experiment of `recsys
+    zeroshot` over the part "ranker" of the same split."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the trees and of what is hidden."""
     required_lift: float = 0.0

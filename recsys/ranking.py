@@ -6,8 +6,8 @@ finds is not put in by hand, and counts as a miss wherever lists are judged.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from recsys.fields import as_vectors
 from recsys.files import new_folder, write_json
 from recsys.fitting import Fit, aligned_tables
 from recsys.impressions import shown_lists
+from recsys.judgements import Judgements
 from recsys.models.base import Model
 from recsys.models.ranker import fit_ranker
 from recsys.popularity import Popularity
@@ -109,8 +110,10 @@ def learnt(
         name: Whitening.fit(tables[name], counts_I > 0, config.dims, scaled=False) for name in config.tables
     }
     items, categories = _items(dataset, split, maps, tables)
-    names = feature_names(config.generators, config.tables)
-    lists = (_lists if config.impressions is None else _shown_lists)(config, models, split, items)
+    names = feature_names(config.generators, config.tables, judged=config.judgements is not None)
+    items_for = _items_for(config, split, items)
+    lists = (_lists if config.impressions is None else _shown_lists)(config, models, split, items_for)
+    items = items_for(-1)
     trees = fit_ranker(config, lists.features_NF, lists.labels_N, lists.group_Q, names, lists.places_N)
     ranker = Ranker(
         config.generators, config.per_generator, trees, items,
@@ -152,7 +155,17 @@ def _items(
     return Items(content, present, codes, len(names)), names
 
 
-def _lists(config: RankerConfig, models: Mapping[str, Model], split: Split, items: Items) -> Lists:
+def _items_for(config: RankerConfig, split: Split, items: Items) -> Callable[[int], Items]:
+    """What is known of items where a user asks: judgements without those that this user was asked for; -1 = all."""
+    if config.judgements is None:
+        return lambda user: items
+    judged = Judgements.open(config.judgements, split)
+    return lambda user: replace(items, judged=judged.of(user))
+
+
+def _lists(
+    config: RankerConfig, models: Mapping[str, Model], split: Split, items_for: Callable[[int], Items]
+) -> Lists:
     asked = split.queries("ranker")
     if len(asked) > config.queries:
         drawn = np.random.default_rng(config.seed).permutation(len(asked))[: config.queries]
@@ -162,7 +175,7 @@ def _lists(config: RankerConfig, models: Mapping[str, Model], split: Split, item
     for start in track(range(0, len(asked), BATCH), "candidates for the ranker"):
         part = asked.take(slice(start, start + BATCH))
         scores_GQI = np.stack([models[name].score(part.queries) for name in config.generators])
-        rows = candidate_rows(part.queries, scores_GQI, config.per_generator, items, popularity)
+        rows = candidate_rows(part.queries, scores_GQI, config.per_generator, items_for, popularity)
         for row, (items_C, features_CF) in enumerate(rows):
             targets = np.setdiff1d(part.targets[row], part.queries.history[row])
             taken_C = np.isin(items_C, targets)
@@ -173,12 +186,14 @@ def _lists(config: RankerConfig, models: Mapping[str, Model], split: Split, item
                 lengths.append(len(items_C))
     recall = found / max(wanted, 1)
     if not features:
-        width = len(feature_names(config.generators, config.tables))
+        width = len(feature_names(config.generators, config.tables, judged=config.judgements is not None))
         return Lists(np.zeros((0, width)), np.zeros(0), np.zeros(0, np.int64), recall, len(asked))
     return Lists(np.concatenate(features), np.concatenate(labels), np.array(lengths), recall, len(asked))
 
 
-def _shown_lists(config: RankerConfig, models: Mapping[str, Model], split: Split, items: Items) -> Lists:
+def _shown_lists(
+    config: RankerConfig, models: Mapping[str, Model], split: Split, items_for: Callable[[int], Items]
+) -> Lists:
     shown = shown_lists(config.impressions, split, config.attribution_hours)
     popularity = Popularity.of_log(split.fit_log(("train", "ranker")))
     starts_Q = shown.items.starts
@@ -193,10 +208,9 @@ def _shown_lists(config: RankerConfig, models: Mapping[str, Model], split: Split
             taken_C = shown.taken_N[here]
             if taken_C.any() and not taken_C.all():
                 asked = Asked(part.history[row], part.times[row], int(part.at_Q[row]))
-                snapshot = popularity.as_of(asked.at)
-                features.append(
-                    ranking_features(asked, items_C, scores_GQI[:, row, items_C], snapshot, items)
-                )
+                known = items_for(int(part.user_Q[row]))
+                scores_GC, snapshot = scores_GQI[:, row, items_C], popularity.as_of(asked.at)
+                features.append(ranking_features(asked, items_C, scores_GC, snapshot, known))
                 labels.append(taken_C)
                 places.append(shown.places_N[here])
     if not features:

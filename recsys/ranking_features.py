@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.popularity import COLUMNS, DAY, Snapshot
-from recsys.schema import Ragged, among
+from recsys.schema import Ragged
 
+JUDGED = ("judged.place", "judged.users")
+"""What a prompted model thought of an item: its mean place, 0 = best, 1 = last, and log(1 + users it was asked for)."""
 RECENT = 10
 """Newest history items that a candidate is compared with."""
+_REST = 7
+"""Columns after the counts that are there in every case."""
 AGREED = 20
 """A generator is for a candidate where it has fewer than so many better ones."""
 
@@ -22,13 +26,14 @@ class Items:
     """What is known of items apart from counts.
 
     content: table -> [I, D], rows of length one, zeros where an item lacks it. present: table -> [I]. categories: codes
-    of every item's categories.
+    of every item's categories. judged: [I, 2] what a prompted model thought of them (see `JUDGED`); None = nothing.
     """
 
     content: Mapping[str, np.ndarray]
     present: Mapping[str, np.ndarray]
     categories: Ragged
     num_categories: int
+    judged: np.ndarray | None = None
 
     def take(self, items: np.ndarray) -> "Items":
         return Items(
@@ -36,6 +41,7 @@ class Items:
             {name: mask_I[items] for name, mask_I in self.present.items()},
             self.categories.take(items),
             self.num_categories,
+            None if self.judged is None else self.judged[items],
         )
 
     def joined(self, other: "Items") -> "Items":
@@ -47,10 +53,15 @@ class Items:
             {name: np.concatenate([mask, other.present[name]]) for name, mask in self.present.items()},
             Ragged.from_lengths(np.concatenate(codes), lengths),
             max(self.num_categories, other.num_categories),
+            None if self.judged is None else np.concatenate([self.judged, _unjudged(len(other))]),
         )
 
     def __len__(self) -> int:
         return len(self.categories)
+
+
+def _unjudged(count: int) -> np.ndarray:
+    return np.tile(np.array([np.nan, 0], np.float32), (count, 1))
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,8 @@ class Asked:
     at: int
 
 
-def feature_names(generators: Sequence[str], tables: Sequence[str]) -> list[str]:
-    """Of the columns of `ranking_features`, in order."""
+def feature_names(generators: Sequence[str], tables: Sequence[str], *, judged: bool = False) -> list[str]:
+    """Of the columns of `ranking_features`, in order. judged: for items of which that is known."""
     return [
         *(f"{name}.{what}" for name in generators for what in ("z", "rank")),
         "agree",
@@ -77,7 +88,38 @@ def feature_names(generators: Sequence[str], tables: Sequence[str]) -> list[str]
         "user_category_entropy",
         "hour",
         "weekday",
+        *(JUDGED if judged else ()),
     ]
+
+
+@dataclass(frozen=True)
+class UserSide:
+    """What a history alone says, whatever the candidates are.
+
+    seen: its items, ascending. recent: table -> [R, D] content of those of its newest items that have any, oldest
+    first. codes, shares: its categories, and the share that each has in it, an item with several counting in parts.
+    entropy: of those shares, NaN without any.
+    """
+
+    seen: np.ndarray
+    recent: Mapping[str, np.ndarray]
+    codes: np.ndarray
+    shares: np.ndarray
+    entropy: float
+
+    @classmethod
+    def of(cls, history: np.ndarray, items: Items) -> "UserSide":
+        newest = history[-RECENT:]
+        recent = {
+            name: rows_ID[newest[items.present[name][newest]]] for name, rows_ID in items.content.items()
+        }
+        categories = items.categories.take(history)
+        rows, codes = categories.flat()
+        weights_K = np.bincount(codes, 1 / categories.lengths[rows], items.num_categories)
+        held = np.flatnonzero(weights_K)
+        shares = weights_K[held] / weights_K.sum() if len(held) else np.zeros(0)
+        entropy = float(-(shares * np.log(shares)).sum()) if len(held) else np.nan
+        return cls(np.sort(history), recent, held, shares, entropy)
 
 
 def ranking_features(
@@ -87,12 +129,15 @@ def ranking_features(
     snapshot: Snapshot,
     items: Items,
     new: Items | None = None,
+    user: UserSide | None = None,
 ) -> np.ndarray:
     """[C, F] float32, columns as `feature_names` has them.
 
     candidates: item indices [C]; those from len(items) on are rows of `new`, items that nobody has taken yet.
-    scores_GC: each generator's scores of them, NaN where it cannot say. snapshot: of the day of the query.
+    scores_GC: each generator's scores of them, NaN where it cannot say. snapshot: of the day of the query. user:
+    `UserSide.of(asked.history, items)`, where it is known already.
     """
+    user = UserSide.of(asked.history, items) if user is None else user
     if new is not None and len(new):
         known, fresh = candidates[candidates < len(items)], candidates[candidates >= len(items)] - len(items)
         here = items.take(known).joined(new.take(fresh))
@@ -100,91 +145,98 @@ def ranking_features(
         here = here.take(order)
     else:
         here = items.take(candidates)
-    count = len(candidates)
-    columns = _agreement(scores_GC)
-    columns += _likeness(items.take(asked.history[-RECENT:]), here)
-    columns += list(_counts(snapshot, candidates).T)
-    shares_K = _shares(items, asked.history)
-    columns.append(_affinity(shares_K, here.categories))
-    columns.append(among(candidates, asked.history).astype(np.float32))
+    voices = 2 * len(scores_GC) + 2
+    tables = voices + 4 * len(here.content)
+    counts = tables + len(COLUMNS)
+    judged = 0 if here.judged is None else len(JUDGED)
+    features_CF = np.empty((len(candidates), counts + _REST + judged), np.float32)
+    _agreement(scores_GC, features_CF[:, :voices])
+    _likeness(user.recent, here, features_CF[:, voices:tables])
+    _counts(snapshot, candidates, features_CF[:, tables:counts])
+    shares_K = np.zeros(items.num_categories)
+    shares_K[user.codes] = user.shares
+    features_CF[:, counts] = _affinity(shares_K, here.categories)
+    features_CF[:, counts + 1] = _within(user.seen, candidates)
     since = np.nan
     if asked.times is not None and len(asked.times):
         since = max(asked.at - int(asked.times[-1]), 0) / DAY
-    mass = shares_K[shares_K > 0]
-    entropy = float(-(mass * np.log(mass)).sum()) if len(mass) else np.nan
     hour, weekday = (
         asked.at % DAY // 3600,
         (asked.at // DAY + 3) % 7,
     )  # 1970-01-01 was a Thursday; Monday is 0
-    for value in (np.log1p(len(asked.history)), since, entropy, hour, weekday):
-        columns.append(np.full(count, value, np.float32))
-    return np.stack(columns, axis=1).astype(np.float32, copy=False)
+    about_user = np.log1p(len(asked.history)), since, user.entropy, hour, weekday
+    features_CF[:, counts + 2 : counts + _REST] = about_user
+    if here.judged is not None:
+        features_CF[:, counts + _REST :] = here.judged
+    return features_CF
 
 
-def _agreement(scores_GC: np.ndarray) -> list[np.ndarray]:
+def _agreement(scores_GC: np.ndarray, out_CF: np.ndarray) -> None:
     """By generator: the score in standard deviations of these candidates, and log(1 + number of better ones); then how
     many generators are for it, and its best rank."""
     scores_GC = scores_GC.astype(np.float64)
+    generators, count = scores_GC.shape
     untold_GC = np.isnan(scores_GC)
-    if untold_GC.any():
-        told_G1 = (~untold_GC).sum(axis=1, keepdims=True)
-        zeros_GC = np.where(untold_GC, 0, scores_GC)
-        mean_G1 = zeros_GC.sum(axis=1, keepdims=True) / np.maximum(told_G1, 1)
-        apart_GC = np.where(untold_GC, 0, scores_GC - mean_G1)
-        spread_G1 = np.sqrt((apart_GC**2).sum(axis=1, keepdims=True) / np.maximum(told_G1, 1))
-    else:
-        told_G1 = np.full((len(scores_GC), 1), scores_GC.shape[1])
-        apart_GC = scores_GC - scores_GC.mean(axis=1, keepdims=True)
-        spread_G1 = np.sqrt((apart_GC**2).mean(axis=1, keepdims=True))
-    z_GC = np.where(spread_G1 > 0, apart_GC / np.where(spread_G1 > 0, spread_G1, 1), 0.0)
-    ranks_GC = np.empty_like(scores_GC)
-    for row, sorted_C in enumerate(np.sort(scores_GC, axis=1)):  # NaN sorts last
-        told = int(told_G1[row, 0])
-        ranks_GC[row] = told - np.searchsorted(sorted_C[:told], scores_GC[row], side="right")
-    if untold_GC.any():
-        z_GC[untold_GC] = ranks_GC[untold_GC] = np.nan
-    log_GC = np.log1p(ranks_GC)
-    columns = [column_C for pair in zip(z_GC, log_GC, strict=True) for column_C in pair]
-    return [*columns, (ranks_GC < AGREED).sum(axis=0), np.fmin.reduce(log_GC, axis=0)]
+    untold = bool(untold_GC.any())
+    told_G1, filled_GC = count, scores_GC
+    if untold:
+        told_G1 = np.maximum(count - untold_GC.sum(axis=1, keepdims=True), 1)
+        filled_GC = np.where(untold_GC, 0, scores_GC)
+    apart_GC = scores_GC - filled_GC.sum(axis=1, keepdims=True) / told_G1
+    squares_GC = apart_GC * apart_GC
+    if untold:
+        squares_GC[untold_GC] = 0
+    spread_G1 = np.sqrt(squares_GC.sum(axis=1, keepdims=True) / told_G1)
+    z_GC = np.divide(apart_GC, spread_G1, out=np.zeros_like(apart_GC), where=spread_G1 > 0)
+
+    # the best first, NaN last: a candidate's rank is where those that score the same begin
+    falling_GC = -scores_GC
+    order_GC = np.argsort(falling_GC, axis=1) + count * np.arange(generators)[:, None]  # into the flat array
+    sorted_GC = falling_GC.ravel()[order_GC]
+    places_GC = np.zeros((generators, count), np.int64)
+    places_GC[:, 1:] = (sorted_GC[:, 1:] != sorted_GC[:, :-1]) * np.arange(1, count)
+    ranks_GC = np.empty((generators, count), np.int64)
+    ranks_GC.ravel()[order_GC] = np.maximum.accumulate(places_GC, axis=1)
+    log_GC = np.log1p(np.arange(count))[ranks_GC]
+    for_GC = ranks_GC < AGREED
+    if untold:
+        z_GC[untold_GC] = log_GC[untold_GC] = np.nan
+        for_GC &= ~untold_GC
+    out_CF[:, 0:-2:2], out_CF[:, 1:-2:2] = z_GC.T, log_GC.T
+    out_CF[:, -2], out_CF[:, -1] = for_GC.sum(axis=0), np.fmin.reduce(log_GC, axis=0)
 
 
-def _likeness(recent: Items, here: Items) -> list[np.ndarray]:
+def _likeness(recent: Mapping[str, np.ndarray], here: Items, out_CF: np.ndarray) -> None:
     """By table: cosine with the newest history item that has it, mean and maximum over the recent ones, and whether the
     candidate lacks it."""
-    columns = []
-    for name, rows_CD in here.content.items():
-        present_C = here.present[name]
-        recent_RD = recent.content[name][recent.present[name]]
+    for start, (name, rows_CD) in zip(range(0, out_CF.shape[1], 4), here.content.items(), strict=True):
+        lacking_C, recent_RD = ~here.present[name], recent[name]
+        out_C4 = out_CF[:, start : start + 4]
         if len(recent_RD):
-            cosine_CR = rows_CD @ recent_RD.T
-            found = [cosine_CR[:, -1], cosine_CR.mean(axis=1), cosine_CR.max(axis=1)]
-            columns += [np.where(present_C, values_C, np.nan) for values_C in found]
+            cosine_RC = recent_RD @ rows_CD.T
+            out_C4[:, 0], out_C4[:, 1], out_C4[:, 2] = (
+                cosine_RC[-1],
+                cosine_RC.sum(axis=0) / len(cosine_RC),
+                cosine_RC.max(axis=0),
+            )
+            if lacking_C.any():
+                out_C4[lacking_C] = np.nan
         else:
-            columns += [np.full(len(present_C), np.nan)] * 3
-        columns.append(~present_C)
-    return columns
+            out_C4[:] = np.nan
+        out_C4[:, 3] = lacking_C
 
 
-def _counts(snapshot: Snapshot, candidates: np.ndarray) -> np.ndarray:
-    """[C, columns of the snapshot]; an item beyond it has had no event."""
+def _counts(snapshot: Snapshot, candidates: np.ndarray, out_CF: np.ndarray) -> None:
+    """The columns of the snapshot; an item beyond it has had no event."""
     known = len(snapshot.values_IF)
-    values_CF = snapshot.values_IF[np.minimum(candidates, known - 1)]
     beyond = candidates >= known
-    if beyond.any():
-        values_CF[beyond] = 0
-        values_CF[beyond, COLUMNS.index("age_days")] = np.nan
-        values_CF[beyond, COLUMNS.index("cold")] = 1
-    return values_CF
-
-
-def _shares(items: Items, history: np.ndarray) -> np.ndarray:
-    """[K] share of each category in the history, an item with several counting in parts."""
-    rows, codes = items.categories.take(history).flat()
-    if not len(codes):
-        return np.zeros(items.num_categories)
-    weights = 1 / items.categories.take(history).lengths[rows]
-    shares_K = np.bincount(codes, weights, items.num_categories)
-    return shares_K / shares_K.sum()
+    if not beyond.any():
+        out_CF[:] = snapshot.values_IF[candidates]
+        return
+    out_CF[:] = snapshot.values_IF[np.minimum(candidates, known - 1)]
+    out_CF[beyond] = 0
+    out_CF[beyond, COLUMNS.index("age_days")] = np.nan
+    out_CF[beyond, COLUMNS.index("cold")] = 1
 
 
 def _affinity(shares_K: np.ndarray, categories: Ragged) -> np.ndarray:
@@ -193,6 +245,14 @@ def _affinity(shares_K: np.ndarray, categories: Ragged) -> np.ndarray:
     if not shares_K.any():
         return np.full(len(lengths), np.nan)
     rows, codes = categories.flat()
-    known = codes < len(shares_K)
-    sums_C = np.bincount(rows[known], shares_K[codes[known]], len(lengths))
+    if len(codes) and codes.max() >= len(shares_K):
+        rows, codes = rows[codes < len(shares_K)], codes[codes < len(shares_K)]
+    sums_C = np.bincount(rows, shares_K[codes], len(lengths))
     return np.where(lengths > 0, sums_C / np.maximum(lengths, 1), np.nan)
+
+
+def _within(ascending: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """[C] whether a candidate is one of them."""
+    if not len(ascending):
+        return np.zeros(len(candidates), bool)
+    return ascending[np.minimum(np.searchsorted(ascending, candidates), len(ascending) - 1)] == candidates

@@ -3,7 +3,7 @@
 NumPy and LightGBM only; a generator is anything that scores (a model, or a bundle's program).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -57,7 +57,7 @@ class Trees:
 
 def best(scores_I: np.ndarray, count: int) -> np.ndarray:
     """The `count` best items, best first, equal scores by index; -inf never is among them."""
-    eligible = int((scores_I > -np.inf).sum())
+    eligible = int(np.count_nonzero(scores_I > -np.inf))
     count = min(count, eligible)
     if count == 0:
         return np.zeros(0, np.int64)
@@ -99,7 +99,9 @@ class TwoStage:
         legal_width(width, self.widths)
         scores_GQI = np.stack([generator.score(queries) for generator in self.generators.values()])
         out_QI = np.empty(scores_GQI.shape[1:], np.float32)
-        rows = list(candidate_rows(queries, scores_GQI, self.per_generator, self.items, self.popularity))
+        rows = list(
+            candidate_rows(queries, scores_GQI, self.per_generator, lambda user: self.items, self.popularity)
+        )
         ranked = self.trees.score(np.concatenate([features_CF for _, features_CF in rows])) if rows else ()
         start = 0
         for row, (items_C, _) in enumerate(rows):
@@ -113,9 +115,14 @@ class TwoStage:
 
 
 def candidate_rows(
-    queries: Queries, scores_GQI: np.ndarray, per_generator: int, items: Items, popularity: Popularity
+    queries: Queries,
+    scores_GQI: np.ndarray,
+    per_generator: int,
+    items_for: Callable[[int], Items],
+    popularity: Popularity,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Query by query: (candidates [C], their features [C, F])."""
+    """Query by query: (candidates [C], their features [C, F]). items_for: what a user, -1 = nobody known, is told of
+    items."""
     for row in range(len(queries)):
         history = queries.history[row]
         times = None if queries.times is None else queries.times[row]
@@ -124,6 +131,7 @@ def candidate_rows(
         scores_GI[:, history] = -np.inf
         found = union(scores_GI, per_generator)
         snapshot = popularity.as_of(asked.at)
+        items = items_for(int(queries.user_Q[row]))
         yield found, ranking_features(asked, found, scores_GI[:, found], snapshot, items)
 
 
@@ -154,6 +162,8 @@ class Ranker:
             "category_code": codes.astype(np.int32),
             "category_length": np.bincount(rows, minlength=len(self.items)).astype(np.int32),
         }
+        if self.items.judged is not None:
+            found["judged"] = self.items.judged
         for name, (mean_F, map_FK) in self.maps.items():
             found |= {f"{name}.mean": mean_F, f"{name}.map": map_FK}
             found |= {
@@ -183,6 +193,7 @@ class Ranker:
             {name: arrays[f"{name}.present"] for name in tables},
             Ragged.from_lengths(codes, arrays["category_length"].astype(np.int64)),
             len(settings["categories"]),
+            arrays.get("judged"),
         )
         return cls(
             tuple(settings["generators"]),

@@ -17,7 +17,6 @@ from recsys.ranker_config import RankerConfig
 from recsys.ranking import _shown_lists, learnt
 from recsys.ranking_features import Items, feature_names
 from recsys.schema import Ragged
-from recsys.serving.answers import RankedItem
 from recsys.serving.exposures import ExposureLog
 from recsys.splits import Split, SplitConfig, make_split
 
@@ -61,7 +60,7 @@ def world(folder) -> Split:
         items = np.sort(rng.choice(ITEMS, SIZE, replace=False)).tolist()
         now[0] = float(at)
         key = None if number % 50 == 0 else json.dumps(user)
-        log.add(f"r{number}", "main", "b", key, [RankedItem(item, 0.0, None, item) for item in items])
+        log.add(f"r{number}", "main", "b", key, items, [0.0] * len(items))
         looks = rng.random(SIZE) < 1 / (1 + np.arange(SIZE)) ** 1.5
         rows += [
             (user, item, at + 60)
@@ -129,7 +128,7 @@ def test_places_explain_what_they_did(place):
     agreement = {}
     for bias in (None, 0.0):
         settings = config(folder, position_bias=bias)
-        lists = _shown_lists(settings, MODELS, split, nothing_known())
+        lists = _shown_lists(settings, MODELS, split, lambda user: nothing_known())
         names = feature_names(settings.generators, ())
         trees = fit_ranker(settings, lists.features_NF, lists.labels_N, lists.group_Q, names, lists.places_N)
         scores_N = trees.score(lists.features_NF)
@@ -171,4 +170,4 @@ def test_mistakes(place, tmp_path):
     )
     settings = config(folder).model_copy(update={"impressions": tmp_path, "attribution_hours": 1e-9})
     with pytest.raises(DataError, match="none with an answer"):
-        _shown_lists(settings, MODELS, split, nothing_known())
+        _shown_lists(settings, MODELS, split, lambda user: nothing_known())

@@ -1,5 +1,8 @@
 """The second stage: counts as of a day, features of candidates, trees over them, and the bar they must pass."""
 
+import math
+import statistics
+
 import numpy as np
 import polars as pl
 import pytest
@@ -17,7 +20,7 @@ from recsys.models.ranker import fit_ranker, hidden_counts
 from recsys.popularity import COLUMNS, DAY, WINDOWS, Popularity
 from recsys.ranker_config import RankerConfig
 from recsys.ranking import learnt, load_ranker, save_ranker
-from recsys.ranking_features import Asked, Items, feature_names, ranking_features
+from recsys.ranking_features import AGREED, Asked, Items, UserSide, feature_names, ranking_features
 from recsys.schema import Dense, Queries, Ragged
 from recsys.splits import SplitConfig, make_log, make_split
 from recsys.two_stage import best, union
@@ -113,6 +116,67 @@ def test_features_by_hand():
     close("user_category_entropy", [np.log(2)] * 3)
     close("hour", [7] * 3)
     close("weekday", [1] * 3)  # 1970-01-06 was a Tuesday
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from([math.nan, -1.0, 0.0, 0.5, 2.0]), min_size=25, max_size=25),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(1, 25),
+)
+@settings(deadline=None)
+def test_agreement_by_counting(rows, count):
+    """More candidates than the bar of AGREED, scores that tie, generators that say nothing of some or of all."""
+    scores_GC = np.array(rows)[:, :count]
+    asked = Asked(np.array([0]), None, 5 * DAY)
+    candidates = np.arange(count) % 4
+    names = [f"g{row}" for row in range(len(rows))]
+    snapshot = Popularity(4).as_of(asked.at)
+    found = columns_of(ranking_features(asked, candidates, scores_GC, snapshot, some_items()), names)
+    ranks = np.full(scores_GC.shape, math.nan)
+    for row, scores_C in enumerate(scores_GC):
+        told = [score for score in scores_C.tolist() if not math.isnan(score)]
+        for place, score in enumerate(scores_C.tolist()):
+            z = math.nan
+            if not math.isnan(score):
+                ranks[row, place] = sum(other > score for other in told)
+                spread = statistics.pstdev(told)
+                z = (score - statistics.fmean(told)) / spread if spread > 0 else 0
+            assert found[f"g{row}.z"][place] == pytest.approx(z, abs=1e-5, nan_ok=True)
+    for row, name in enumerate(names):
+        np.testing.assert_allclose(found[f"{name}.rank"], np.log1p(ranks[row]), rtol=1e-6)
+    assert found["agree"] == (ranks < AGREED).sum(axis=0).tolist()
+    best_C = [np.log1p(min(told, default=math.nan)) for told in (c[~np.isnan(c)] for c in ranks.T)]
+    np.testing.assert_allclose(found["best_rank"], best_C, rtol=1e-6)
+
+
+@given(st.lists(st.integers(0, 3), max_size=14), st.lists(st.integers(0, 5), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_what_is_known_of_the_user_can_be_made_before(history, candidates):
+    """With new items too; and the counts of history and categories by hand."""
+    new = Items(
+        {"text": np.eye(2, dtype=np.float32)}, {"text": np.array([True, True])}, Ragged.of([[1, 9], []]), 10
+    )
+    asked = Asked(np.array(history, np.int64), None, 5 * DAY)
+    candidates_C = np.array(sorted(candidates))
+    given_ = asked, candidates_C, np.zeros((1, len(candidates))), Popularity(4).as_of(asked.at), some_items()
+    made = UserSide.of(asked.history, some_items())
+    found_CF = ranking_features(*given_, new, made)
+    np.testing.assert_array_equal(found_CF, ranking_features(*given_, new))
+    found = columns_of(found_CF, ("g",))
+    assert found["repeat"] == [float(item in history) for item in candidates_C.tolist()]
+    shares = dict.fromkeys(range(10), 0.0)
+    categories = [[0], [1], [0, 1], [], [1, 9], []]
+    for item in history:
+        for code in categories[item]:
+            shares[code] += 1 / len(categories[item])
+    whole = sum(shares.values())
+    for place, item in enumerate(candidates_C.tolist()):
+        told = [shares[code] / whole for code in categories[item]] if whole else []
+        expected = statistics.fmean(told) if told else math.nan
+        assert found["category_affinity"][place] == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
 def test_a_new_item_is_told_by_its_content_alone():
