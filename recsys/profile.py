@@ -48,6 +48,8 @@ class Profile:
 
     def _of_histories(self, queries: Queries) -> np.ndarray:
         history = queries.history
+        if len(history) == 1 and self.scaling != "solved":
+            return self._of_one(history[0])
         lengths_Q = history.lengths
         rows_R, items_R = history.flat()
         weights_R = np.ones(len(rows_R))
@@ -70,6 +72,22 @@ class Profile:
             total_QD = 1 / (1 + np.exp(-total_QD))
         total_QD[~full_Q] = self.default_D
         return total_QD.astype(np.float32)
+
+    def _of_one(self, items_R: np.ndarray) -> np.ndarray:
+        """[1, D]: as for many, without what tells them apart."""
+        if not len(items_R):
+            return self.default_D.astype(np.float32).reshape(1, -1)
+        weights_R = np.ones(len(items_R))
+        if self.half_life is not None:
+            weights_R = 0.5 ** (np.arange(len(items_R))[::-1] / self.half_life)
+        total_D = weights_R @ self.inputs_ID[items_R].astype(np.float64)
+        weight = max(weights_R.sum(), 1e-12)
+        total_D /= weight if self.scaling == "mean" else np.sqrt(weight)
+        if self.offset_D is not None:
+            total_D += self.offset_D
+        if self.activation == "sigmoid":
+            total_D = 1 / (1 + np.exp(-total_D))
+        return total_D.astype(np.float32)[None]
 
     def _solved(
         self, total_QD: np.ndarray, weights_R: np.ndarray, rows_R: np.ndarray, items_R: np.ndarray

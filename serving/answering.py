@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recsys.serving.answers import RankedItem, Source, Spread
+from recsys.serving.answers import Lines, Source, Spread
 from recsys.serving.asking import Question
 from recsys.serving.catalogue import Catalogue
 from recsys.serving.content import NewItem
@@ -28,7 +28,10 @@ class Candidates:
 
 def best_first(found: Candidates, scores_C: np.ndarray) -> np.ndarray:
     """Places of the candidates by score, equal ones by index; what cannot be scored comes last."""
-    return np.lexsort((found.columns, -np.where(np.isnan(scores_C), -np.inf, scores_C)))
+    by_index = np.argsort(found.columns, kind="stable")
+    falling_C = -scores_C[by_index]
+    falling_C[np.isnan(falling_C)] = np.inf
+    return by_index[np.argsort(falling_C, kind="stable")]
 
 
 def lines(
@@ -38,15 +41,10 @@ def lines(
     scores_C: np.ndarray,
     order: np.ndarray,
     contributions: Sequence[dict[str, float]] | None = None,
-) -> list[RankedItem]:
+) -> Lines:
     """The candidates at these places."""
-    size, ids, titles = len(catalogue), catalogue.ids, catalogue.titles
-    columns = found.columns[order].tolist()
-    scores = scores_C[order]
-    told = scores.tolist()
-    for place in np.flatnonzero(np.isnan(scores)).tolist():
-        told[place] = None  # nothing here can score it
-    sources: Sequence[tuple[Source, ...]] = [()] * len(columns)
+    columns = found.columns[order]
+    sources: list[tuple[Source, ...]] | None = None
     if found.places:
         rows = found.scores_GC[:, order].T.tolist()
         voices = list(zip(generators, found.places, strict=True))
@@ -56,23 +54,19 @@ def lines(
                 for (name, place), score in zip(voices, row, strict=True)
                 if index in place
             )
-            for index, row in zip(columns, rows, strict=True)
+            for index, row in zip(columns.tolist(), rows, strict=True)
         ]
-    whys = [None] * len(columns) if contributions is None else contributions
-    return [
-        RankedItem(ids[index], score, titles[index], index, source, why)
-        if index < size
-        else RankedItem(
-            found.new[index - size].item_id, score, found.new[index - size].title, -1, source, why
-        )
-        for index, score, source, why in zip(columns, told, sources, whys, strict=True)
-    ]
+    return Lines(catalogue, columns, scores_C[order], found.new, sources, contributions)
 
 
-def drawn_lines(catalogue: Catalogue, indices: np.ndarray) -> list[RankedItem]:
-    """Items that stand in the list for exploration."""
-    source = (Source("explore", None, None),)
-    return [RankedItem(catalogue.ids[i], None, catalogue.titles[i], i, source) for i in indices.tolist()]
+def with_drawn(shown: Lines, indices: np.ndarray) -> Lines:
+    """These lines, then items that stand in the list for exploration."""
+    count = len(indices)
+    columns = np.concatenate([shown.columns, indices])
+    scores = np.concatenate([shown.scores, np.full(count, np.nan, shown.scores.dtype)])
+    sources = [*(shown.sources or [()] * len(shown)), *[(Source("explore", None, None),)] * count]
+    why = None if shown.contributions is None else [*shown.contributions, *[None] * count]
+    return Lines(shown.catalogue, columns, scores, shown.new, sources, why)
 
 
 def explained(trees: Trees, features_CF: np.ndarray) -> list[dict[str, float]]:

@@ -15,6 +15,7 @@ from recsys.serving import wire
 from recsys.serving.answers import Query
 from recsys.serving.browse import browse_routes, page_routes
 from recsys.serving.engine import RankingEngine
+from recsys.serving.lane import Lane
 from recsys.serving.routes import Choose, Told, ranking_routes, state_routes
 
 _PROBLEM_TYPE, _DETAIL_LENGTH = "application/problem+json", 500
@@ -65,7 +66,9 @@ def create_app(
         responses=_documented(_REFUSALS), description=_DESCRIPTION,
     )  # fmt: skip
     _problems(app)
-    app.include_router(ranking_routes(choose, told))
+    routes, often = ranking_routes(choose, told)
+    app.include_router(routes)
+    app.add_middleware(Lane, questions=often, refusal=refusal)
     app.include_router(browse_routes(main, variants))
     app.include_router(state_routes(main, counted))
     app.include_router(page_routes())
@@ -121,16 +124,20 @@ def problem(status: int, title: str, detail: str) -> Response:
     return Response(json.dumps(found.model_dump()), status, headers, media_type=_PROBLEM_TYPE)
 
 
+def refusal(error: Exception) -> Response:
+    """Of a question that cannot be answered: by a RequestError never, by a ServingError not now."""
+    if isinstance(error, RequestError):
+        return problem(422, "The request cannot be answered", str(error))
+    return problem(503, "The request cannot be answered now", str(error))
+
+
 def _problems(app: FastAPI) -> None:
     """Every refusal is problem details in one line."""
 
     @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> Response:
-        return problem(422, "The request cannot be answered", str(error))
-
     @app.exception_handler(ServingError)
-    async def unable(request: Request, error: ServingError) -> Response:
-        return problem(503, "The request cannot be answered now", str(error))
+    async def refused(request: Request, error: Exception) -> Response:
+        return refusal(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -1,18 +1,21 @@
 """One question to the programs: a user's history is read once, and every program scores from it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from recsys.ranking_features import Asked
+from recsys.ranking_features import Asked, Items, UserSide
 from recsys.schema import Queries, Ragged
+from recsys.scoring import seen_items
 from recsys.serving.forms import Dot, Program, Sequence, VectorProgram
 
 if TYPE_CHECKING:
     from recsys.serving.live import Known, LiveUsers
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Question:
         return self._queries(self.items[self.items < self.original])
 
     def _queries(self, items: np.ndarray) -> Queries:
-        return Queries(np.array([self.row]), Ragged.of([items]), np.array([self.at]), self.fields)
+        history = Ragged(items, np.array([0]), np.array([len(items)]))
+        return Queries(np.array([self.row]), history, np.array([self.at]), self.fields)
 
     def vector(self, name: str, program: VectorProgram) -> np.ndarray:
         """[1, D] of the full width."""
@@ -56,24 +60,40 @@ class Question:
         return program.network.read(self.items).vectors_BD
 
     def _kept_vector(self, name: str, program: VectorProgram) -> np.ndarray:
-        """Read once per state of a live user's history, where nothing else is asked with."""
-        if self.known is None or self.fields or program.uses_context:
+        """Read anew for every question where more than the history is asked with."""
+        if self.fields or program.uses_context:
             return program.query_vectors(self.queries)
-        kept = self.known.vectors.get(name)
-        if kept is None or kept[0] != len(self.items):
-            kept = len(self.items), program.query_vectors(self.queries)
-            self.known.vectors[name] = kept
+        return self._once(f"vector of {name}", lambda: program.query_vectors(self.queries))
+
+    def user_side(self, items: Items) -> UserSide:
+        """What the ranker is told of the history; items: those of the catalogue that the question is asked of."""
+        return self._once("side", lambda: UserSide.of(self.items, items))
+
+    def _once(self, name: str, make: Callable[[], Made]) -> Made:
+        """Kept with a live user until the history changes, which makes a new array of it. Two threads may both make
+        it: each takes its own, and they are equal."""
+        if self.known is None:
+            return make()
+        kept = self.known.made.get(name)
+        if kept is None or kept[0] is not self.items:
+            kept = self.items, make()
+            self.known.made[name] = kept
         return kept[1]
 
     def scores(
         self, name: str, program: Program, columns: np.ndarray | None, size: int, width: int | None
     ) -> np.ndarray:
         """[size] of the whole catalogue, or those of the columns; NaN for added items that the program cannot read."""
-        covers = isinstance(program, VectorProgram) and len(program.form.item_vectors_ID) == size
-        if covers and isinstance(program, Sequence):
-            return program.score_vectors(self.vector(name, program), self.queries, columns, width)[0]
-        if covers and isinstance(program, Dot):
-            return program.score_vectors(self.vector(name, program), columns, width)[0]
+        if isinstance(program, Sequence | Dot) and len(program.form.item_vectors_ID) == size:
+            vector_1D = self.vector(name, program)
+            if isinstance(program, Dot):
+                return program.score_vectors(vector_1D, columns, width)[0]
+            seen = None
+            if "repeat" in program.form.arrays:
+                seen = self._once("seen", lambda: seen_items(self.queries.history))
+            return program.score_vectors(vector_1D, self.queries, columns, width, seen)[0]
+        if size == self.original:
+            return program.score(self.queries, columns, width)[0]
         if columns is None:
             own = program.score(self._older, None, width)[0]
             return (

@@ -80,17 +80,26 @@ class Catalogue:
     def _heads(self) -> dict[int, bytes]:
         return {}
 
-    def head(self, index: int) -> bytes:
-        """`shown` as JSON whose object is still open for more; made once."""
-        found = self._heads.get(index)
-        if found is None:
-            found = self._heads[index] = orjson.dumps(self.shown(index))[:-1]
+    def heads(self, indices: Sequence[int]) -> list[bytes]:
+        """`shown` as JSON that a score and the rest of a line follow; made once an item."""
+        made = self._heads
+        found = list(map(made.get, indices))
+        if None in found:
+            for index in indices:
+                if index not in made:
+                    made[index] = open_for_score(self.shown(index))
+            found = [made[index] for index in indices]
         return found
 
     @cached_property
     def lowered_titles(self) -> Sequence[str]:
         """For searching."""
         return [(title or "").lower() for title in self.titles]
+
+
+def open_for_score(item: Mapping[str, Any]) -> bytes:
+    """As JSON that a score and the rest of a line follow."""
+    return orjson.dumps(item)[:-1] + b',"score":'
 
 
 def catalogue_of(bundle: Bundle, programs: Mapping[str, Program]) -> Catalogue:

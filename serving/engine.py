@@ -13,8 +13,8 @@ from recsys.bundle import Bundle
 from recsys.errors import ModelError, RequestError
 from recsys.item_encoding import unit
 from recsys.schema import legal_width
-from recsys.serving.answering import Candidates, best_first, drawn_lines, explained, lines, spread_out
-from recsys.serving.answers import Fallback, Filters, Id, Query, Ranked, RankedItem, Spread, Timer
+from recsys.serving.answering import Candidates, best_first, explained, lines, spread_out, with_drawn
+from recsys.serving.answers import Fallback, Filters, Id, Lines, Query, Ranked, Spread, Timer
 from recsys.serving.asking import Question
 from recsys.serving.catalogue import Catalogue, Encoded
 from recsys.serving.content import NewItem
@@ -157,7 +157,8 @@ class RankingEngine:
                 catalogue, self.program, question, found, scores_C, k, spread, allowed_I
             )
         items = self._lines(catalogue, found, scores_C, order, features_CF if explain else None)
-        items += drawn_lines(catalogue, drawn)
+        if len(drawn):
+            items = with_drawn(items, drawn)
         timer.mark("answer")
         return Ranked(items, fallback, unknown, len(question.items), timings=timer.done())
 
@@ -179,7 +180,7 @@ class RankingEngine:
         question, unknown = self._question(query, catalogue)
         known, strangers = self._indices(catalogue, candidates)
         ids = [*candidates, *(self.parse_id("item", item.item_id) for item in new)]
-        if len(set(known)) != len(known) or len(set(ids)) != len(ids):
+        if len(set(ids)) != len(ids):
             raise RequestError("a candidate stands twice", where="candidates", fix="send each item once")
         columns = np.asarray(known, np.int64)
         timer.mark("history")
@@ -224,9 +225,7 @@ class RankingEngine:
         allowed_I[index] = False
         order = best(np.where(allowed_I, alike, -np.inf), k)
         timer.mark("retrieve")
-        items = [
-            RankedItem(catalogue.ids[i], float(alike[i]), catalogue.titles[i], i) for i in order.tolist()
-        ]
+        items = Lines(catalogue, order, alike[order])
         return Ranked(items, timings=timer.done())
 
     def similar_to_new(self, item: NewItem, k: int = 10) -> Ranked:
@@ -245,9 +244,7 @@ class RankingEngine:
         alike = vectors_ID @ unit(encoded.vectors[self.main])[0]
         order = best(np.where(catalogue.available_I, alike, -np.inf), k)
         timer.mark("retrieve")
-        items = [
-            RankedItem(catalogue.ids[i], float(alike[i]), catalogue.titles[i], i) for i in order.tolist()
-        ]
+        items = Lines(catalogue, order, alike[order])
         return Ranked(items, missing=dict(encoded.missing), timings=timer.done())
 
     # Events and items
@@ -317,7 +314,7 @@ class RankingEngine:
         if not set(map(type, item_ids)) <= {kind}:
             for item_id in item_ids:
                 self.parse_id("item", item_id)
-        found = [catalogue.index_of.get(item_id) for item_id in item_ids]
+        found = list(map(catalogue.index_of.get, item_ids))
         if None not in found:
             return found, []
         unknown = [item_id for item_id, index in zip(item_ids, found, strict=True) if index is None]
@@ -375,7 +372,7 @@ class RankingEngine:
         scores_C: np.ndarray,
         order: np.ndarray,
         features_CF: np.ndarray | None,
-    ) -> list[RankedItem]:
+    ) -> Lines:
         """features_CF: where explanations are asked for."""
         why = None if features_CF is None else explained(self.ranker.trees, features_CF[order])
         return lines(catalogue, self.generators, found, scores_C, order, why)

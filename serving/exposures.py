@@ -11,7 +11,7 @@ from typing import BinaryIO
 import orjson
 
 from recsys.errors import ServingError
-from recsys.serving.answers import RankedItem
+from recsys.serving.answers import Id
 
 logger = logging.getLogger("recsys")
 MAX_WAITING = 10_000
@@ -48,9 +48,10 @@ class ExposureLog:
         variant: str,
         bundle_id: str,
         user_key: str | None,
-        items: Sequence[RankedItem],
+        items: Sequence[Id],
+        scores: Sequence[float | None],
     ) -> None:
-        """Keep one answer for the next write. Never waits for the disk."""
+        """Keep one answer, its items and their scores, for the next write. Never waits for the disk."""
         now = self._clock()
         line = orjson.dumps(
             {
@@ -58,9 +59,9 @@ class ExposureLog:
                 "variant": variant,
                 "bundle_id": bundle_id,
                 "user": user_key,
-                "items": [item.item_id for item in items],
+                "items": items,
                 "positions": list(range(1, len(items) + 1)),
-                "scores": [item.score for item in items],
+                "scores": scores,
                 "time": now,
             },
             option=orjson.OPT_APPEND_NEWLINE,

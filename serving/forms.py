@@ -79,15 +79,15 @@ class ItemItem(Program):
         self, queries: Queries, candidates: np.ndarray | None = None, width: int | None = None
     ) -> np.ndarray:
         legal_width(width, self.widths)
-        asked = [np.unique(queries.history[row]) for row in range(len(queries))]
-        columns = self._columns if len(asked) == 1 and np.ndim(candidates) == 1 else None
+        columns = self._columns if len(queries) == 1 and np.ndim(candidates) == 1 else None
         if columns is not None and (candidates >= 0).all():
             speaking, said = columns
-            asks = np.zeros(len(speaking), bool)
-            asks[asked[0]] = True
-            sums_C = (said[candidates] * asks[speaking[candidates]]).sum(axis=1, dtype=np.float64)
+            asks = np.zeros(len(speaking))
+            asks[queries.history[0]] = 1
+            heard_CN = asks.take(speaking.take(candidates, axis=0))
+            sums_C = np.einsum("cn,cn->c", said.take(candidates, axis=0), heard_CN)
             return (sums_C + self.form.arrays["prior"][candidates]).astype(np.float32)[None]
-        scores_QI = np.stack([self._sum(items) for items in asked])
+        scores_QI = np.stack([self._sum(np.unique(queries.history[row])) for row in range(len(queries))])
         return pick((scores_QI + self.form.arrays["prior"]).astype(np.float32), candidates)
 
     def _sum(self, items: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ class ItemItem(Program):
         column = arrays["indices"][order]
         place = np.arange(weights) - (np.cumsum(heard_I) - heard_I)[column]
         speaking = np.zeros((size, heard_I.max()), np.int32)
-        said = np.zeros(speaking.shape, arrays["data"].dtype)
+        said = np.zeros(speaking.shape)
         speaking[column, place] = np.repeat(np.arange(size), np.diff(arrays["indptr"]))[order]
         said[column, place] = arrays["data"][order]
         return speaking, said
@@ -266,9 +266,14 @@ class Sequence(VectorProgram):
         return self.score_vectors(self.query_vectors(queries, width), queries, candidates, width)
 
     def score_vectors(
-        self, vectors_QD: np.ndarray, queries: Queries, candidates: np.ndarray | None, width: int | None
+        self,
+        vectors_QD: np.ndarray,
+        queries: Queries,
+        candidates: np.ndarray | None,
+        width: int | None,
+        seen: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> np.ndarray:
-        """`score` where the query vectors are known, of this width or a wider one."""
+        """`score` where the query vectors are known, of this width or a wider one; seen: as `dot_scores` has it."""
         width = legal_width(width, self.widths)
         return dot_scores(
             vectors_QD[:, :width],
@@ -278,6 +283,7 @@ class Sequence(VectorProgram):
             scale=self.scale(width),
             history=queries.history,
             repeat=self.form.arrays.get("repeat"),
+            seen=seen,
         )
 
     def cut(self, width: int | None) -> Form:

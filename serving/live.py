@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +23,16 @@ from recsys.serving.user_states import WORTH_KEEPING, UserStates
 
 Id = int | str
 _KEPT_USERS = 50_000
-"""Users whose history and states a process keeps: about 3 kB each at width 128."""
+"""Users whose history and states a process keeps: about 3 kB each at width 128, and as much again where a second
+stage ranks."""
 
 
 @dataclass
 class Known:
     """A user, as of the last look. items, times: oldest first. gone: when the user was forgotten, if ever, in UTC
     seconds. after: sequence number of the last event looked at. unknown: ids of observed items outside the catalogue.
-    states: program -> what the history left behind. vectors: program that does not step -> (events that it rests on,
-    query vector)."""
+    states: program -> what the history left behind. made: by name, what was made of a history's items alone, with those
+    items: it is good for as long as `items` is that very array."""
 
     user_id: Id
     row: int
@@ -40,7 +42,7 @@ class Known:
     after: int = 0
     unknown: list[Id] = field(default_factory=list)
     states: dict[str, Encoded] = field(default_factory=dict)
-    vectors: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
+    made: dict[str, tuple[np.ndarray, Any]] = field(default_factory=dict)
 
 
 class LiveUsers:
@@ -97,10 +99,14 @@ class LiveUsers:
             if name not in known.states:
                 program, key = self.programs[name], json.dumps(known.user_id)
                 version = f"{self._bundle_id}:{name}"
-                stored = self.store.load_state(version, key)
+                # of a user without live events the bundle's is the very state, and the store need not be asked
+                found = None if known.after else self._states.of(name, program, known.row, known.items)
+                stored = None if found is not None else self.store.load_state(version, key)
                 if stored is not None and stored[0] == known.after:
                     found = program.network.restored(stored[1])
-                elif (found := self._states.of(name, program, known.row, known.items)) is None:
+                elif found is None and known.after:
+                    found = self._states.of(name, program, known.row, known.items)
+                if found is None:
                     found = program.network.read(known.items)
                     if len(known.items) >= WORTH_KEEPING:
                         self._later.put((version, key, known.after, found.to_bytes()))
@@ -131,10 +137,10 @@ class LiveUsers:
                 items, times = items[times > gone], times[times > gone]
         known = Known(user_id, row, items, times, gone)
         kept = self.store.tail(key, 0)
-        own = set(
-            zip(times.tolist(), items.tolist(), strict=True)
-        )  # a bundle made since may hold kept events
-        found = sorted(one for one in self._placed(known, kept) if (one[0], one[2]) not in own)
+        found = sorted(self._placed(known, kept))
+        if found:  # a bundle made since may hold kept events
+            own = set(zip(times.tolist(), items.tolist(), strict=True))
+            found = [one for one in found if (one[0], one[2]) not in own]
         if found:
             times = np.concatenate([times, np.array([one[0] for one in found])])
             order = np.argsort(times, kind="stable")  # equal times: the bundle's own first, then by event id

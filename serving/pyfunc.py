@@ -36,8 +36,8 @@ class BundlePredictor:
         else:
             ranked = self.engine.recommend(query, int(given.get("k", 10)))
         return {
-            "items": [item.item_id for item in ranked.items],
-            "scores": [item.score for item in ranked.items],
+            "items": ranked.items.ids,
+            "scores": ranked.items.told,
             "fallback": ranked.fallback,
         }
 

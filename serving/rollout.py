@@ -163,7 +163,7 @@ class Rollout:
         """Put an answered question to the shadow, where there is one: later, in its own thread."""
         shadow = self.shadow
         if shadow is not None:
-            shadow.put(ask, [item.item_id for item in answer.items])
+            shadow.put(ask, answer.items.ids)
 
     def close(self) -> None:
         """End the shadow's thread."""

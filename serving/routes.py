@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 import orjson
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
@@ -18,9 +19,11 @@ from fastapi import Query as FromQuery
 
 from recsys.errors import RequestError
 from recsys.serving import wire
-from recsys.serving.answers import Filters, Query, Ranked, RankedItem, Spread
+from recsys.serving.answers import Filters, Lines, Query, Ranked, Spread
+from recsys.serving.catalogue import open_for_score
 from recsys.serving.content import NewItem
 from recsys.serving.engine import RankingEngine
+from recsys.serving.lane import Question
 
 Id = int | str
 Choose = Callable[[Id | None, str], tuple[str, RankingEngine]]
@@ -37,8 +40,8 @@ def json_response(content: object) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS), media_type="application/json")
 
 
-def ranking_routes(choose: Choose, told: Told) -> APIRouter:
-    """/v1/rank, /v1/recommend, their batches, /v1/similar."""
+def ranking_routes(choose: Choose, told: Told) -> tuple[APIRouter, Sequence[Question]]:
+    """/v1/rank, /v1/recommend, their batches, /v1/similar; and the first two for the short way."""
     routes = APIRouter()
 
     def answered(body: wire.Asked, scope: Scope, ask: Ask) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def ranking_routes(choose: Choose, told: Told) -> APIRouter:
             "timings": found.timings,
             "candidates": len(found.items),
             "empty": not found.items,
-            "cold": sum(not 0 <= item.index < original for item in found.items),
+            "cold": int(np.count_nonzero(found.items.columns >= original)),
         }
         return answer(request_id, variant, engine, found)
 
@@ -80,14 +83,19 @@ def ranking_routes(choose: Choose, told: Told) -> APIRouter:
 
     # A question takes a millisecond or two: it is answered on the loop, where a thread's hand-over would cost as much.
     # New items may have to be encoded, and a batch is long: those go to the thread pool.
+    async def to_rank(body: wire.RankBody, scope: Scope) -> Response:
+        return json_response(await run_sync(ranked, body, scope) if body.items else ranked(body, scope))
+
+    async def to_recommend(body: wire.RecommendBody, scope: Scope) -> Response:
+        return json_response(recommended(body, scope))
+
     @routes.post("/v1/rank", summary="Rank candidates, new items among them", response_model=wire.Answer)
     async def rank(body: wire.RankBody, request: Request) -> Response:
-        scope = request.scope
-        return json_response(await run_sync(ranked, body, scope) if body.items else ranked(body, scope))
+        return await to_rank(body, request.scope)
 
     @routes.post("/v1/recommend", summary="Recommend from the catalogue", response_model=wire.Answer)
     async def recommend(body: wire.RecommendBody, request: Request) -> Response:
-        return json_response(recommended(body, request.scope))
+        return await to_recommend(body, request.scope)
 
     @routes.post("/v1/rank/batch", summary="Several rankings", response_model=wire.Answers)
     async def rank_batch(body: wire.RankBatch) -> Response:
@@ -117,7 +125,10 @@ def ranking_routes(choose: Choose, told: Told) -> APIRouter:
         found = engine.similar(engine.id_from_text("item", item_id), k)
         return json_response(answer(request_id, variant, engine, found))
 
-    return routes
+    return routes, (
+        Question("/v1/rank", wire.RankBody, to_rank),
+        Question("/v1/recommend", wire.RecommendBody, to_recommend),
+    )
 
 
 def state_routes(main: Main, counted: Callable[[Sequence[bool]], None]) -> APIRouter:
@@ -181,16 +192,10 @@ def id_of(scope: Scope) -> str:
 
 def answer(request_id: str, variant: str, engine: RankingEngine, ranked: Ranked) -> dict[str, Any]:
     """As `wire.Answer` has it; the items are JSON already, as most of it was made before."""
-    head = engine.catalogue.head
-    scores = orjson.dumps([item.score for item in ranked.items])[1:-1].split(b",")
-    lines = [
-        (head(item.index) if item.index >= 0 else _head_of_new(item)) + b',"score":' + score + _tail(item)
-        for item, score in zip(ranked.items, scores if ranked.items else (), strict=True)
-    ]
     return {
         "request_id": request_id,
         "model": model_info(engine, variant),
-        "items": orjson.Fragment(b"[" + b",".join(lines) + b"]"),
+        "items": orjson.Fragment(lines_json(ranked.items)),
         "fallback": ranked.fallback,
         "unknown_items": list(ranked.unknown_items),
         "missing": named(ranked.missing),
@@ -199,15 +204,35 @@ def answer(request_id: str, variant: str, engine: RankingEngine, ranked: Ranked)
     }
 
 
-def _head_of_new(item: RankedItem) -> bytes:
-    return orjson.dumps({"item_id": item.item_id, "title": item.title, "category": None, "image": None})[:-1]
+def lines_json(lines: Lines) -> bytes:
+    """A list of `wire.Line`."""
+    if not lines:
+        return b"[]"
+    heads, size = lines.catalogue.heads, len(lines.catalogue)
+    if lines.new:
+        began = [heads([i])[0] if i < size else _head_of_new(lines.new[i - size]) for i in lines.indices]
+    else:
+        began = heads(lines.indices)
+    scores_N = lines.scores.astype(np.float64, copy=False)  # NaN becomes null
+    scores = orjson.dumps(scores_N, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+    return b"[" + b",".join(map(b"".join, zip(began, scores, _tails(lines), strict=True))) + b"]"
 
 
-def _tail(item: RankedItem) -> bytes:
-    if not item.sources and item.contributions is None:
-        return b',"sources":[],"contributions":null}'
-    sources = [{"generator": s.generator, "rank": s.rank, "score": s.score} for s in item.sources]
-    return b"," + orjson.dumps({"sources": sources, "contributions": item.contributions})[1:]
+def _head_of_new(item: NewItem) -> bytes:
+    return open_for_score({"item_id": item.item_id, "title": item.title, "category": None, "image": None})
+
+
+def _tails(lines: Lines) -> Sequence[bytes]:
+    """What follows each score."""
+    count = len(lines)
+    if lines.sources is None and lines.contributions is None:
+        return [b',"sources":[],"contributions":null}'] * count
+    found = [[s._asdict() for s in sources] for sources in lines.sources or [()] * count]
+    whys = lines.contributions or [None] * count
+    return [
+        b"," + orjson.dumps({"sources": sources, "contributions": why})[1:]
+        for sources, why in zip(found, whys, strict=True)
+    ]
 
 
 def model_info(engine: RankingEngine, variant: str) -> dict[str, str]:

@@ -170,7 +170,7 @@ def run(
             rollout.shadowed(ask, found)
             if log is not None:
                 key = None if user is None else json.dumps(user)
-                log.add(request_id, variant, engine.bundle.id, key, found.items)
+                log.add(request_id, variant, engine.bundle.id, key, found.items.ids, found.items.told)
 
         def counted(kept: Sequence[bool]) -> None:
             metrics.event(True, sum(kept))

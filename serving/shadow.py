@@ -50,7 +50,7 @@ class Shadow:
         while (question := self._questions.get()) is not None and not self._ended:
             ask, answered = question
             try:
-                found = {item.item_id for item in ask(self.engine).items}
+                found = set(ask(self.engine).items.ids)
             except Exception as error:
                 # the caller has its answer; an error here is a finding about the shadow
                 if not self.failed:

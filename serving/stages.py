@@ -111,8 +111,9 @@ class Stages:
         """[C, F] as `ranking_features` has them, as of the question's time."""
         snapshot = self.live.popularity.as_of(question.at)
         new = None if encoded is None else encoded.items
+        user = question.user_side(catalogue.items)
         return ranking_features(
-            question.asked, found.columns, found.scores_GC, snapshot, catalogue.items, new
+            question.asked, found.columns, found.scores_GC, snapshot, catalogue.items, new, user
         )
 
 

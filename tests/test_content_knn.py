@@ -65,3 +65,7 @@ def test_a_profile_step_by_step(scaling, half_life):
         total = sum(weight * inputs[item] for weight, item in zip(weights, rows[query], strict=True))
         total = {"mean": total / sum(weights), "root": total / sum(weights) ** 0.5}[scaling]
         np.testing.assert_allclose(got[query], 1 / (1 + np.exp(-total - offset)), rtol=1e-5)
+    for query, user in enumerate([-1, 1, -1, 2, 0]):
+        alone = profile.vectors(Queries.of(rows[query : query + 1], users=[user]))
+        np.testing.assert_allclose(alone, got[query : query + 1], rtol=1e-6)
+    assert got.dtype == alone.dtype == np.float32

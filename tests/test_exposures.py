@@ -10,13 +10,12 @@ import pytest
 
 from recsys.errors import ServingError
 from recsys.serving import exposures
-from recsys.serving.answers import RankedItem
 from recsys.serving.exposures import ExposureLog
 
 NOON = 1_800_000_000.0
 """15 January 2027, 08:00 UTC."""
 DAY = 86_400.0
-SHOWN = [RankedItem("b", 2.5), RankedItem(7, None), RankedItem("ü", -1.0)]
+ITEMS, SCORES = ["b", 7, "ü"], [2.5, None, -1.0]
 
 
 def lines(folder: Path) -> dict[str, list[dict]]:
@@ -46,7 +45,7 @@ def log(tmp_path, clock):
 
 def add(log: ExposureLog, *names: str) -> None:
     for name in names:
-        log.add(name, "main", "bundle", None, SHOWN[:1])
+        log.add(name, "main", "bundle", None, ITEMS[:1], SCORES[:1])
 
 
 def names(folder: Path) -> dict[str, list[str]]:
@@ -54,8 +53,8 @@ def names(folder: Path) -> dict[str, list[str]]:
 
 
 def test_a_line(log):
-    log.add("r1", "b", "bundle", "user-9", SHOWN)
-    log.add("r2", "main", "bundle", None, [])
+    log.add("r1", "b", "bundle", "user-9", ITEMS, SCORES)
+    log.add("r2", "main", "bundle", None, [], [])
     assert lines(log.folder) == {}, "nothing touches the disk before it is time"
     log.flush()
     assert lines(log.folder)[named("2027-01-15")] == [

@@ -3,12 +3,19 @@
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.models.sequence_module import training_batch
-from recsys.schema import Ragged
-from recsys.scoring import RECENCY_BUCKETS, dot_scores, past_of_positions, recency_bucket, seen_items
+from recsys.schema import Queries, Ragged, pick
+from recsys.scoring import (
+    RECENCY_BUCKETS,
+    dot_scores,
+    past_of_positions,
+    recency_bucket,
+    seen_items,
+    segment_scores,
+)
 
 ROWS = st.lists(st.lists(st.integers(0, 5), max_size=9), min_size=1, max_size=5)
 
@@ -81,3 +88,38 @@ def test_dot_scores_by_hand():
     )
     np.testing.assert_allclose(own, [[-9.75, -np.inf], [2.5, 0.25]])
     assert full.dtype == own.dtype == np.float32
+
+
+@given(ROWS, st.integers(0, 2**31), st.booleans())
+@settings(deadline=None)
+def test_scores_of_candidates_are_those_of_the_catalogue(rows, seed, known):
+    """One query or several, the same candidates for all or each its own, padding among them."""
+    rng = np.random.default_rng(seed)
+    history, count = Ragged.of(rows), len(rows)
+    queries, items, bias = rng.normal(size=(count, 3)), rng.normal(size=(6, 3)), rng.normal(size=6)
+    repeat, seen = rng.normal(size=RECENCY_BUCKETS), seen_items(history) if known else None
+    full = dot_scores(queries, items, bias, None, scale=0.5, history=history, repeat=repeat)
+    slow = 0.5 * queries @ items.T + bias
+    for row, past in enumerate(map(slow_past, rows)):
+        for item, bucket in past.items():
+            slow[row, item] += repeat[bucket]
+    np.testing.assert_allclose(full, slow, rtol=1e-5, atol=1e-6)
+    for candidates in (rng.integers(-1, 6, size=4), rng.integers(-1, 6, size=(count, 4))):
+        found = dot_scores(
+            queries, items, bias, candidates, scale=0.5, history=history, repeat=repeat, seen=seen
+        )
+        np.testing.assert_allclose(found, pick(full, candidates), rtol=1e-5, atol=1e-6)
+
+
+@given(st.integers(0, 2**31))
+def test_segments_of_candidates_are_those_of_the_catalogue(seed):
+    rng = np.random.default_rng(seed)
+    scores, segments = rng.normal(size=(3, 6)).astype(np.float32), np.array([2, 0, 1])
+    queries = Queries.of([[]] * 4, users=rng.integers(-1, 3, size=4))
+    full = segment_scores(scores, segments, queries, None)
+    expected = [scores[0 if user < 0 else segments[user]] for user in queries.user_Q.tolist()]
+    np.testing.assert_array_equal(full, expected)
+    for candidates in (rng.integers(-1, 6, size=5), rng.integers(-1, 6, size=(4, 5))):
+        np.testing.assert_array_equal(
+            segment_scores(scores, segments, queries, candidates), pick(full, candidates)
+        )
