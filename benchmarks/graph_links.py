@@ -20,10 +20,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from notellm2 import HEAD_EPOCHS, HEAD_RATES, Case, case_of, distinct, head, prepared, show, untrained
+from notellm2 import (
+    HEAD_EPOCHS,
+    HEAD_RATES,
+    Case,
+    below_zero,
+    case_of,
+    distinct,
+    head,
+    prepared,
+    show,
+    untrained,
+)
 
 from recsys.embedder_run import validator
-from recsys.item_retrieval import by_cosine, summary
+from recsys.item_retrieval import by_cosine
 from recsys.models.graph.linking import NeighbourEmbedder, NeighbourEmbedderConfig
 from recsys.models.notellm2.contract import PairContext
 from recsys.train import fit
@@ -72,13 +83,7 @@ def shortfalls(case: Case) -> list[str]:
         "neighbours - text only": ours - values("text only", "text"),
         "neighbours - image only": ours - values("image only", "image"),
     }
-    short = []
-    for name, values_Q in asked.items():
-        mean, low, high = summary({name: values_Q})[name]
-        print(f"{name}: {mean:+.4f} [{low:+.4f}, {high:+.4f}] in R@100")
-        if low <= 0:
-            short.append(f"{name}: {mean:+.4f}, lower end {low:+.4f}, target above 0")
-    return short
+    return below_zero(asked)
 
 
 def main() -> None:

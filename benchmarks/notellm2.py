@@ -26,7 +26,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -241,6 +241,11 @@ def shortfalls(case: Case) -> list[str]:
         "visual gap of full": gap["full"],
         "visual gap of full - that of base": gap["full"] - gap["base"],
     }
+    return below_zero(asked)
+
+
+def below_zero(asked: Mapping[str, np.ndarray]) -> list[str]:
+    """Differences [Q] in recall@100 by name: those whose interval reaches zero or below. All are printed."""
     short = []
     for name, values_Q in asked.items():
         mean, low, high = summary({name: values_Q})[name]
