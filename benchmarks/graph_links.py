@@ -35,8 +35,8 @@ from notellm2 import (
 
 from recsys.embedder_run import validator
 from recsys.item_retrieval import by_cosine
-from recsys.models.graph.linking import NeighbourEmbedder, NeighbourEmbedderConfig
-from recsys.models.notellm2.contract import PairContext
+from recsys.models.embedders.contract import PairContext
+from recsys.models.embedders.neighbours import NeighbourEmbedder, NeighbourEmbedderConfig
 from recsys.train import fit
 from recsys.train_config import TrainConfig
 

@@ -37,10 +37,10 @@ import polars as pl
 import recsys
 from recsys.embedder_run import item_content, language_model, validator
 from recsys.item_retrieval import RetrievalTask, by_cosine, per_query, summary
+from recsys.models.embedders.contract import ItemContent, PairContext
+from recsys.models.embedders.frozen_head import FrozenHead, FrozenHeadConfig
 from recsys.models.notellm2.config import NoteLLM2Config
-from recsys.models.notellm2.contract import ItemContent, PairContext
 from recsys.models.notellm2.embedder import NoteLLM2
-from recsys.models.notellm2.head import FrozenHead, FrozenHeadConfig
 from recsys.models.notellm2.language import LanguageModel
 from recsys.models.notellm2.prompt import Prompt
 from recsys.pairing import PairingConfig, PairSplit, PairSplitConfig, make_pairs, split_pairs, targets_of

@@ -24,8 +24,8 @@ from recsys.features.text.extractor import TextConfig, TextExtractor
 from recsys.files import digest, locked
 from recsys.item_retrieval import RetrievalTask, by_cosine, per_query
 from recsys.learnt_run import check_language, read_run, read_weights, write_run
+from recsys.models.embedders.contract import Embedder, ItemContent, PairContext
 from recsys.models.notellm2.config import NoteLLM2Config
-from recsys.models.notellm2.contract import Embedder, ItemContent, PairContext
 from recsys.models.notellm2.embedder import NoteLLM2
 from recsys.models.notellm2.language import LanguageModel
 from recsys.models.notellm2.prompt import VERSION as PROMPT_VERSION

@@ -16,7 +16,7 @@ from recsys.features.base import ExtractorConfig, FittedExtractor
 from recsys.features.store import Store
 from recsys.features.table import FeatureTable, Table
 from recsys.files import digest
-from recsys.models.notellm2.contract import ItemContent
+from recsys.models.embedders.contract import ItemContent
 from recsys.progress import track
 from recsys.splits import Split
 

@@ -8,8 +8,8 @@ import numpy as np
 from text_models import save_llama
 
 from recsys.features.language import open_language_model
+from recsys.models.embedders.contract import ItemContent, PairContext
 from recsys.models.notellm2.config import NoteLLM2Config
-from recsys.models.notellm2.contract import ItemContent, PairContext
 from recsys.models.notellm2.embedder import NoteLLM2
 from recsys.models.notellm2.language import LanguageModel
 from recsys.schema import Dense

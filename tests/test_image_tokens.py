@@ -88,8 +88,8 @@ def test_a_tower_without_a_square_is_refused(tmp_path):
 def test_a_connector_takes_all_tokens(connector, tmp_path):
     from notellm2_case import SMALL, language
 
+    from recsys.models.embedders.contract import ItemContent, PairContext
     from recsys.models.notellm2.config import NoteLLM2Config
-    from recsys.models.notellm2.contract import ItemContent, PairContext
     from recsys.models.notellm2.embedder import NoteLLM2
     from recsys.schema import Dense
 

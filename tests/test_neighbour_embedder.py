@@ -6,8 +6,8 @@ import torch
 from pydantic import ValidationError
 
 from recsys.item_retrieval import RetrievalTask, by_cosine, per_query
-from recsys.models.graph.linking import NeighbourEmbedder, NeighbourEmbedderConfig
-from recsys.models.notellm2.contract import ItemContent, PairContext
+from recsys.models.embedders.contract import ItemContent, PairContext
+from recsys.models.embedders.neighbours import NeighbourEmbedder, NeighbourEmbedderConfig
 from recsys.pairing import targets_of
 from recsys.schema import Dense
 from recsys.train import fit

@@ -6,8 +6,8 @@ import torch
 from notellm2_case import FEATURES, SMALL, STYLES, items, language, pairs, trained
 
 from recsys.errors import ModelError
+from recsys.models.embedders.contract import ItemContent, PairContext
 from recsys.models.notellm2.config import NoteLLM2Config
-from recsys.models.notellm2.contract import ItemContent, PairContext
 from recsys.models.notellm2.embedder import NoteLLM2
 from recsys.models.notellm2.parts import Gate, QFormer
 from recsys.models.notellm2.prompt import Prompt, Writer

@@ -8,13 +8,14 @@ import torch
 from notellm2_case import SMALL, items, language, pairs
 
 from recsys.errors import ModelError
-from recsys.models.notellm2.config import NoteLLM2Config, PairLossConfig
-from recsys.models.notellm2.contract import ItemContent, PairContext
+from recsys.models.embedders.config import PairLossConfig
+from recsys.models.embedders.contract import ItemContent, PairContext
+from recsys.models.embedders.frozen_head import FrozenHead, FrozenHeadConfig
+from recsys.models.embedders.loss import PairLoss, TeacherLoss
+from recsys.models.embedders.negatives import hard_negatives
+from recsys.models.notellm2.config import NoteLLM2Config
 from recsys.models.notellm2.embedder import NoteLLM2
 from recsys.models.notellm2.gradcache import cached
-from recsys.models.notellm2.head import FrozenHead, FrozenHeadConfig
-from recsys.models.notellm2.loss import PairLoss, TeacherLoss
-from recsys.models.notellm2.negatives import hard_negatives
 from recsys.schema import Dense
 from recsys.train import fit
 from recsys.train_config import TrainConfig

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from recsys.errors import ModelError
+from recsys.models.embedders.contract import Embedder, ItemContent, PairContext, standard, unit
+from recsys.models.embedders.loss import PairLoss
 from recsys.models.notellm2.config import NoteLLM2Config
-from recsys.models.notellm2.contract import Embedder, ItemContent, PairContext, standard, unit
 from recsys.models.notellm2.gradcache import cached
 from recsys.models.notellm2.language import LanguageModel
-from recsys.models.notellm2.loss import PairLoss
 from recsys.models.notellm2.module import NoteNetwork
 from recsys.models.notellm2.prompt import Writer
 from recsys.schema import Dense

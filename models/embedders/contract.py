@@ -9,17 +9,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from recsys.errors import ModelError
 from recsys.models.base import Learner
-from recsys.models.notellm2.config import PairLossConfig
-from recsys.models.notellm2.language import Open
-from recsys.models.notellm2.negatives import hard_negatives
+from recsys.models.embedders.config import PairLossConfig
+from recsys.models.embedders.negatives import hard_negatives
 from recsys.schema import Dense
+
+if TYPE_CHECKING:
+    from recsys.models.notellm2.language import Open
 
 TEXT, IMAGE = "text", "image"
 INPUTS = ("both", TEXT, IMAGE)
@@ -81,7 +83,7 @@ class PairContext:
     pairs_P2: np.ndarray
     content: ItemContent
     teacher_ID: np.ndarray | None = None
-    open_language: Open | None = None
+    open_language: "Open | None" = None
     seed: int = 0
     device: str = "cpu"
     folder: Path | None = None

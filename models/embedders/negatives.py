@@ -6,7 +6,7 @@ epoch then sees the very batches of one that was not interrupted. To mine again 
 
 import numpy as np
 
-from recsys.models.notellm2.config import PairLossConfig
+from recsys.models.embedders.config import PairLossConfig
 
 _BLOCK = 512
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from recsys.errors import ModelError
 from recsys.features.whitening import Whitening
+from recsys.models.embedders.config import PairLossConfig
+from recsys.models.embedders.contract import Embedder, ItemContent, PairContext, unit
+from recsys.models.embedders.loss import PairLoss
 from recsys.models.graph.encoder import Ego, EncoderConfig, NeighbourEncoder, Rows
-from recsys.models.notellm2.config import PairLossConfig
-from recsys.models.notellm2.contract import Embedder, ItemContent, PairContext, unit
-from recsys.models.notellm2.loss import PairLoss
 from recsys.nearest import nearest
 from recsys.schema import Dense
 

@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from recsys.errors import ModelError
-from recsys.models.notellm2.config import PairLossConfig
-from recsys.models.notellm2.contract import Embedder, ItemContent, PairContext, standard, unit
-from recsys.models.notellm2.loss import PairLoss, TeacherLoss
+from recsys.models.embedders.config import PairLossConfig
+from recsys.models.embedders.contract import Embedder, ItemContent, PairContext, standard, unit
+from recsys.models.embedders.loss import PairLoss, TeacherLoss
 
 
 class FrozenHeadConfig(PairLossConfig):

@@ -1,0 +1,1 @@
+"""Item embedders: content in, vectors out, learnt from pairs of items."""
