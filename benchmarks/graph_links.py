@@ -1,6 +1,6 @@
 """Which articles are bought together? The neighbour encoder on H&M co-purchases, by modality.
 
-    python benchmarks/graph_links.py             2,000 articles, three seeds: about ten minutes
+    python benchmarks/graph_links.py             2,000 articles, three seeds: an hour
     python benchmarks/graph_links.py --articles 9578
     python benchmarks/graph_links.py --quick     600 articles, one seed
     python benchmarks/graph_links.py --check     exit 1 where a target falls short, naming it
@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 from notellm2 import (
-    HEAD_EPOCHS,
     HEAD_RATES,
     Case,
     below_zero,
@@ -40,7 +39,7 @@ from recsys.models.embedders.neighbours import NeighbourEmbedder, NeighbourEmbed
 from recsys.train import fit
 from recsys.train_config import TrainConfig
 
-BOTH = ("image", "text")
+BOTH, EPOCHS = ("image", "text"), 15
 VARIANTS = {
     "own content": {"relations": ()},
     "alike": {"relations": ("alike",)},
@@ -61,11 +60,12 @@ def learnt(case: Case, name: str, seed: int) -> None:
             distinct(case.parts.train.pairs_P2), case.content, seed=seed,
             validate=validator(case.content, case.parts.valid),
         )  # fmt: skip
-        loop = TrainConfig(epochs=HEAD_EPOCHS, lr=rate, weight_decay=0.01, schedule="cosine", patience=8)
+        loop = TrainConfig(epochs=EPOCHS, lr=rate, weight_decay=0.01, schedule="cosine")
         progress = fit(model, ctx, loop)
         if best is None or progress.best_metric > best[0]:
             best = progress.best_metric, model
     case.costs[name] = {"train s": (time.monotonic() - started) / len(HEAD_RATES)}
+    print(f"{name} seed {seed}: valid {best[0]:.4f}, {case.costs[name]['train s']:.0f} s a rate", flush=True)
     if model.config.tables == BOTH:
         case.judge_model(name, best[1], seed)
     else:
