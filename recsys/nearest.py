@@ -2,6 +2,8 @@
 
 import numpy as np
 
+_DECIMALS = 7
+
 
 def nearest(
     queries_QF: np.ndarray, rows_NF: np.ndarray, k: int, *, own_Q: np.ndarray | None = None, block: int = 1024
@@ -10,7 +12,8 @@ def nearest(
 
     K = min(k, N). A row or query of length zero has no direction and is nobody's neighbour: place -1, cosine -inf.
     own_Q: place of each query among the rows, never its own neighbour; -1 = none. block: queries at a time.
-    Cosines are summed in float64 and then rounded, so that neither blocks nor company decide between equal rows.
+    Cosines are summed in float64 and then rounded to seven decimals, so that neither blocks nor company nor the machine
+    decide between rows that are equally near, at right angles among them.
     """
     k = min(k, len(rows_NF))
     places_QK = np.full((len(queries_QF), k), -1, np.int64)
@@ -21,7 +24,7 @@ def nearest(
     for start in range(0, len(queries_QF), block):
         here = slice(start, start + block)
         queries_BF, pointless_B = _unit(queries_QF[here])
-        cosine_BN = (queries_BF @ rows_NF.T).astype(np.float32)
+        cosine_BN = np.round(queries_BF @ rows_NF.T, _DECIMALS).astype(np.float32)
         cosine_BN[:, pointless_N] = -np.inf
         cosine_BN[pointless_B] = -np.inf
         if own_Q is not None:

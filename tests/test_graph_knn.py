@@ -18,7 +18,7 @@ def by_loop(table: Dense, items_N: np.ndarray, k: int, mutual: bool, in_degree: 
     }
     edges = {}
     for i, row in rows.items():
-        found = [(-np.float32(row @ other), j) for j, other in rows.items() if j != i]
+        found = [(-np.float32(np.round(row @ other, 7)), j) for j, other in rows.items() if j != i]
         edges[i] = [(j, -negative) for negative, j in sorted(found)[:k]]
     if mutual:
         there = {(i, j) for i, found in edges.items() for j, _ in found}
