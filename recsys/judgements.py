@@ -34,13 +34,20 @@ class Judgements:
     @classmethod
     def open(cls, path: Path, split: Split) -> "Judgements":
         """path: NAME.parquet. Raises SplitError for judgements of another split, or of a part that comes after what the
-        ranker learns from; DataError for a folder that `recsys zeroshot` did not write."""
+        ranker learns from; DataError for a folder that `recsys zeroshot` did not write, or whose candidates hold what
+        was taken by design."""
         facts = _facts(path)
         split.check_id(facts["split_id"])
         if facts["part"] != _PART:
             raise SplitError(
                 f"judgements of the part {facts['part']!r}", where=path, expected=f"part {_PART!r}",
                 fix=f'run the experiment with part = "{_PART}": other parts know what comes later',
+            )  # fmt: skip
+        if facts["candidates"]["target_guaranteed"]:
+            raise DataError(
+                "what was taken was put among the candidates",
+                where=path, expected="candidates.guaranteed = false",
+                fix="make the experiment again: which items were asked about would tell the ranker what was taken",
             )  # fmt: skip
         said, thought = pl.read_parquet(path), pl.read_parquet(_items(path))
         folds = int(thought["fold"].max()) + 1
@@ -74,6 +81,6 @@ def _facts(path: Path) -> dict:
         if not needed.is_file():
             raise DataError(
                 "no judgements of a prompted model", where=needed, expected="FOLDER/judgements/NAME.parquet",
-                fix="make them: recsys zeroshot, with part = \"ranker\" and the ranker's split",
+                fix='make them: recsys zeroshot, with part = "ranker", candidates.guaranteed = false, the same split',
             )  # fmt: skip
     return json.loads(outcome.read_text(encoding="utf-8"))["facts"]

@@ -65,11 +65,8 @@ class Profile:
         if self.scaling == "solved":
             total_QD = self._solved(total_QD, weights_R, rows_R, items_R)
         else:
-            total_QD /= (weight_Q if self.scaling == "mean" else np.sqrt(weight_Q))[:, None]
-        if self.offset_D is not None:
-            total_QD += self.offset_D
-        if self.activation == "sigmoid":
-            total_QD = 1 / (1 + np.exp(-total_QD))
+            total_QD /= self._mass(weight_Q)[:, None]
+        total_QD = self._finished(total_QD)
         total_QD[~full_Q] = self.default_D
         return total_QD.astype(np.float32)
 
@@ -81,13 +78,18 @@ class Profile:
         if self.half_life is not None:
             weights_R = 0.5 ** (np.arange(len(items_R))[::-1] / self.half_life)
         total_D = weights_R @ self.inputs_ID[items_R].astype(np.float64)
-        weight = max(weights_R.sum(), 1e-12)
-        total_D /= weight if self.scaling == "mean" else np.sqrt(weight)
+        total_D /= self._mass(max(weights_R.sum(), 1e-12))
+        return self._finished(total_D).astype(np.float32)[None]
+
+    def _mass(self, weight):
+        """What sums are divided by."""
+        return weight if self.scaling == "mean" else np.sqrt(weight)
+
+    def _finished(self, total: np.ndarray) -> np.ndarray:
+        """Offset and activation, over the last axis."""
         if self.offset_D is not None:
-            total_D += self.offset_D
-        if self.activation == "sigmoid":
-            total_D = 1 / (1 + np.exp(-total_D))
-        return total_D.astype(np.float32)[None]
+            total = total + self.offset_D
+        return 1 / (1 + np.exp(-total)) if self.activation == "sigmoid" else total
 
     def _solved(
         self, total_QD: np.ndarray, weights_R: np.ndarray, rows_R: np.ndarray, items_R: np.ndarray

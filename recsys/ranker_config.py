@@ -43,7 +43,7 @@ class RankerConfig(Config):
     regularisation; None = an item that stood high is taken for a better one."""
     judgements: Path | None = None
     """What a prompted model thought of items, as features: FOLDER/judgements/NAME.parquet of an experiment of `recsys
-    zeroshot` over the part "ranker" of the same split."""
+    zeroshot` over the part "ranker" of the same split, with candidates.guaranteed = false."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the trees and of what is hidden."""
     required_lift: float = 0.0

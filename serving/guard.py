@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from recsys.serving.keys import KeyRing
+from recsys.serving.lane import replayed
 from recsys.serving.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -162,7 +163,8 @@ class Guard:
                     raise _Refused(
                         503, "The request waited too long", f"not begun within {self.deadline:g} s", _AGAIN
                     )
-                await self.app(scope, _replayed(body, receive), answer)
+                whole = {"type": "http.request", "body": body, "more_body": False}
+                await self.app(scope, replayed([whole], receive), answer)
             return True
         finally:
             self._in_flight -= 1
@@ -214,20 +216,6 @@ def depth(body: bytes) -> int:
     if not brackets:
         return 0
     return max(0, int(np.cumsum(np.frombuffer(brackets, np.int8), dtype=np.int64).max()))
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body once, then what the client does next."""
-    message: Message | None = {"type": "http.request", "body": body, "more_body": False}
-
-    async def again() -> Message:
-        nonlocal message
-        if message is None:
-            return await receive()
-        first, message = message, None
-        return first
-
-    return again
 
 
 def _on_loopback(scope: Scope) -> bool:

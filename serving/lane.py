@@ -49,7 +49,7 @@ class Lane:
             with contextlib.suppress(ValidationError):
                 body = question.body.model_validate_json(b"".join(part.get("body", b"") for part in came))
         if body is None:
-            await self.app(scope, _again(came, receive), send)
+            await self.app(scope, replayed(came, receive), send)
             return
         scope["route"] = question
         try:
@@ -64,8 +64,8 @@ def _is_json(scope: Scope) -> bool:
     return [value for name, value in scope["headers"] if name == b"content-type"] == [b"application/json"]
 
 
-def _again(came: list[Message], receive: Receive) -> Receive:
-    """What came already, then what comes next."""
+def replayed(came: Sequence[Message], receive: Receive) -> Receive:
+    """What came already, then what the client does next."""
     waiting = iter(came)
 
     async def again() -> Message:

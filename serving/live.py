@@ -93,18 +93,22 @@ class LiveUsers:
             return known
 
     def state(self, known: Known, name: str) -> Encoded:
-        """What the history has left behind in a program's network: kept here, in the store by a process that read it
-        before, in the bundle, or read now."""
+        """What the history has left behind in a program's network: kept here, in the bundle, in the store by a process
+        that read it before, or read now."""
         with self._lock:
             if name not in known.states:
                 program, key = self.programs[name], json.dumps(known.user_id)
                 version = f"{self._bundle_id}:{name}"
-                # of a user without live events the bundle's is the very state, and the store need not be asked
-                found = None if known.after else self._states.of(name, program, known.row, known.items)
-                stored = None if found is not None else self.store.load_state(version, key)
-                if stored is not None and stored[0] == known.after:
-                    found = program.network.restored(stored[1])
-                elif found is None and known.after:
+                found = None
+                if (
+                    known.after == 0
+                ):  # without live events the bundle's is the very state: no look at the store
+                    found = self._states.of(name, program, known.row, known.items)
+                if found is None:
+                    stored = self.store.load_state(version, key)
+                    if stored is not None and stored[0] == known.after:
+                        found = program.network.restored(stored[1])
+                if found is None and known.after:
                     found = self._states.of(name, program, known.row, known.items)
                 if found is None:
                     found = program.network.read(known.items)

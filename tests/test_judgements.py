@@ -11,10 +11,11 @@ from recsys import schema
 from recsys.dataset import Dataset
 from recsys.errors import DataError, SplitError
 from recsys.judgements import Judgements, fingerprint
-from recsys.popularity import DAY
+from recsys.popularity import DAY, Popularity
 from recsys.ranker_config import RankerConfig
 from recsys.ranking import learnt, load_ranker, save_ranker
-from recsys.ranking_features import JUDGED, feature_names
+from recsys.ranking_features import JUDGED, Asked, Items, feature_names, ranking_features
+from recsys.schema import Ragged
 from recsys.splits import Split, SplitConfig, make_split
 from recsys.zeroshot.asking import of_items
 
@@ -57,7 +58,7 @@ def place(tmp_path_factory) -> tuple:
     return dataset, split
 
 
-def experiment(folder, split: Split, *, part: str = "ranker", split_id: str | None = None):
+def experiment(folder, split: Split, *, part="ranker", split_id: str | None = None, guaranteed=False):
     """What `recsys zeroshot` leaves: ten items each for half of the users, ranked by what they are worth. The path."""
     rng, items = np.random.default_rng(1), np.array(split.item_ids.to_list())
     frames = []
@@ -77,7 +78,9 @@ def experiment(folder, split: Split, *, part: str = "ranker", split_id: str | No
     said = pl.concat(frames)
     said.write_parquet(path)
     of_items(said, FOLDS).write_parquet(path.with_name(f"{NAME}.items.parquet"))
-    facts = {"split_id": split_id or split.id, "part": part}
+    facts = {
+        "split_id": split_id or split.id, "part": part, "candidates": {"target_guaranteed": guaranteed},
+    }  # fmt: skip
     (folder / "zeroshot.json").write_text(json.dumps({"facts": facts}))
     return path
 
@@ -118,18 +121,29 @@ def test_the_ranker_learns_what_the_model_thought_and_keeps_it(place, tmp_path):
     assert nobody_asked.judged is None and again.items.take(np.array([4, 2])).judged.shape == (2, 2)
 
 
-def test_an_item_that_came_later_was_not_judged(place, tmp_path):
+def test_what_is_known_of_an_item_stands_in_its_row_and_of_a_new_one_nothing(place, tmp_path):
     _, split = place
-    items = Judgements.open(experiment(tmp_path / "e", split), split).of(-1)
-    assert feature_names(("a",), (), judged=True)[-2:] == list(JUDGED) and items.shape == (ITEMS, 2)
+    judged_I2 = Judgements.open(experiment(tmp_path / "e", split), split).of(-1)
+    items = Items({}, {}, Ragged.empty(ITEMS), 0, judged_I2)
+    new = Items({}, {}, Ragged.empty(2), 0)
+    candidates = np.array([4, ITEMS, 9, ITEMS + 1])
+    asked, scores_GC = Asked(np.array([0]), None, DAY), np.zeros((1, 4))
+    found_CF = ranking_features(asked, candidates, scores_GC, Popularity(ITEMS).as_of(DAY), items, new)
+    names = feature_names(("g",), (), judged=True)
+    assert found_CF.shape == (4, len(names))
+    rows = dict(zip(names, found_CF.T, strict=True))
+    told = [judged_I2[4], (np.nan, 0), judged_I2[9], (np.nan, 0)]
+    np.testing.assert_array_equal(np.stack([rows[name] for name in JUDGED], 1), np.array(told, np.float32))
 
 
-def test_judgements_of_what_comes_later_are_refused(place, tmp_path):
+def test_judgements_that_know_too_much_are_refused(place, tmp_path):
     _, split = place
     with pytest.raises(SplitError, match="part 'test'"):
         Judgements.open(experiment(tmp_path / "later", split, part="test"), split)
     with pytest.raises(SplitError):
         Judgements.open(experiment(tmp_path / "other", split, split_id="another"), split)
+    with pytest.raises(DataError, match=r"candidates\.guaranteed = false"):
+        Judgements.open(experiment(tmp_path / "told", split, guaranteed=True), split)
     with pytest.raises(DataError, match="no judgements"):
         fingerprint(tmp_path / "nothing" / "judgements" / "letters.parquet")
 

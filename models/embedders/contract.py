@@ -47,6 +47,12 @@ class ItemContent:
         }
         return ItemContent([self.texts[row] for row in rows_R], tables)
 
+    def table(self, name: str) -> Dense:
+        """Raises ModelError for one that is not there."""
+        if name not in self.tables:
+            raise ModelError(f"no table {name!r}", expected=f"one of: {', '.join(self.tables)}")
+        return self.tables[name]
+
     def only(self, inputs: str) -> "ItemContent":
         """With the other modality absent everywhere; "both" = as it is."""
         if inputs not in INPUTS:

@@ -142,7 +142,5 @@ class FrozenHead(Embedder[FrozenHeadConfig]):
         return found
 
     def _values(self, content: ItemContent, name: str) -> tuple[np.ndarray, np.ndarray]:
-        if name not in content.tables:
-            raise ModelError(f"no table {name!r}", expected=f"one of: {', '.join(content.tables)}")
-        table = content.tables[name]
+        table = content.table(name)
         return np.where(table.present_E[:, None], table.values_EF, 0).astype(np.float32), table.present_E

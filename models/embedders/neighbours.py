@@ -2,25 +2,26 @@
 
 After Yoon et al., "Multimodal Graph Learning for Generative Tasks" (arXiv 2310.07478), with the contrastive loss of the
 other embedders in place of generation. An item reads its own content, the known items that resemble it, and what those
-go with; its own pairs are never among its neighbours, so that an unseen item is read as the learnt ones were.
+go with; it is no neighbour of its own, and what it is paired with enters only where a look-alike has that pair too, so
+that an unseen item is read as the learnt ones were.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from recsys.errors import ModelError
 from recsys.features.whitening import Whitening
+from recsys.item_graph import ITEM, Relation
 from recsys.models.embedders.config import PairLossConfig
 from recsys.models.embedders.contract import Embedder, ItemContent, PairContext, unit
 from recsys.models.embedders.loss import PairLoss
 from recsys.models.graph.encoder import Ego, EncoderConfig, NeighbourEncoder, Rows
 from recsys.nearest import nearest
-from recsys.schema import Dense
 
 ALIKE, TOGETHER = "alike", "together"
 _SAME = 1 - 1e-6
@@ -95,15 +96,16 @@ class NeighbourEmbedder(Embedder[NeighbourEmbedderConfig]):
         known = np.unique(ctx.pairs_P2)
         content = ctx.content.take(known)
         self.whitenings = {
-            name: Whitening.fit(_table(content, name), np.ones(len(known), bool), self.config.whiten)
+            name: Whitening.fit(content.table(name), np.ones(len(known), bool), self.config.whiten)
             for name in self.config.tables
         }
         place_I = np.full(len(ctx.content), -1)
         place_I[known] = np.arange(len(known))
         both_E2 = np.concatenate([place_I[ctx.pairs_P2], place_I[ctx.pairs_P2][:, ::-1]])
         self.partners_E2 = np.unique(both_E2, axis=0)
-        self.module = LinkModule(self.config, self._whitened(content)).to(ctx.device)
         self._own = self._whitened(ctx.content)
+        memory = {name: (rows_IK[known], there_I[known]) for name, (rows_IK, there_I) in self._own.items()}
+        self.module = LinkModule(self.config, memory).to(ctx.device)
         self._neighbours = self.neighbours(self._own)  # found once: they are the same in every step
 
     def training_rows(self, items_R: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -119,59 +121,55 @@ class NeighbourEmbedder(Embedder[NeighbourEmbedderConfig]):
         return _tensors(own, nodes_RN, weights_RN)
 
     def rows(self, content: ItemContent, rng: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
+        """Nothing is dropped here: `training_rows` does that."""
         own = self._whitened(content)
         return _tensors(own, *self.neighbours(own))
 
     def neighbours(self, own: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """(nodes [R, N] as places among the known items, -1 = none; weights [R, N], above 0), relation by relation,
         `fanout` places each, strongest first. own: whitened rows by table."""
-        count, fanout = len(next(iter(own.values()))[1]), self.config.fanout
-        nodes, weights = [np.zeros((count, 0), np.int64)], [np.zeros((count, 0), np.float32)]
-        for name, (rows_RK, present_R) in own.items():
-            keys_NK = np.where(self._known(name)[1][:, None], self._known(name)[0], 0)
-            asked_RK = np.where(present_R[:, None], rows_RK, 0)
-            near_RM, cosine_RM = nearest(asked_RK, keys_NK, fanout + 1)
-            kept_RM = (cosine_RM < _SAME) & (cosine_RM > 0)
+        nodes, weights = [], []
+        for name, (rows_RK, _) in own.items():
+            keys_NK = self.module.get_buffer(f"rows_{name}").cpu().numpy()
+            near_RM, cosine_RM = nearest(rows_RK, keys_NK, self.config.fanout + 1)
+            itself_RM = cosine_RM >= _SAME
+            there_RM = (cosine_RM > 0) & ~itself_RM
+            edges = there_RM.nonzero()[0], near_RM[there_RM], cosine_RM[there_RM]
             for relation in self.config.relations:
-                rows_E, _ = kept_RM.nonzero()
-                targets_E, weights_E = near_RM[kept_RM], cosine_RM[kept_RM]
+                read = edges
                 if relation == TOGETHER:
-                    same_RM = cosine_RM >= _SAME
-                    own_E2 = np.stack([same_RM.nonzero()[0], near_RM[same_RM]], 1)
-                    rows_E, targets_E, weights_E = self._partners(rows_E, targets_E, weights_E, own_E2)
-                found = _strongest(rows_E, targets_E, weights_E, count, fanout)
-                nodes.append(found[0])
-                weights.append(found[1])
+                    read = self._partners(*edges, itself_RM.nonzero()[0], near_RM[itself_RM], len(rows_RK))
+                found = Relation.of_edges(ITEM, len(keys_NK), len(rows_RK), *read)
+                for part, kept in zip(found.strongest(self.config.fanout), (nodes, weights), strict=True):
+                    kept.append(part)
+        if not nodes:
+            count = len(next(iter(own.values()))[0])
+            return np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32)
         return np.concatenate(nodes, axis=1), np.concatenate(weights, axis=1)
 
     def _partners(
-        self, rows_E: np.ndarray, near_E: np.ndarray, weights_E: np.ndarray, own_E2: np.ndarray
+        self,
+        row_E: np.ndarray,
+        near_E: np.ndarray,
+        cosine_E: np.ndarray,
+        itself_S: np.ndarray,
+        place_S: np.ndarray,
+        count: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the near items are paired with, weighted by the sum of cosines on the way; never an item itself. own_E2:
-        (row, place) of the items themselves."""
-        first_N = np.searchsorted(self.partners_E2[:, 0], np.arange(self._size + 1))
-        counts_E = np.diff(first_N)[near_E]
-        edge_F = np.repeat(np.arange(len(near_E)), counts_E)
-        within_F = np.arange(len(edge_F)) - np.repeat(np.cumsum(counts_E) - counts_E, counts_E)
-        target_F = self.partners_E2[first_N[near_E][edge_F] + within_F, 1]
-        codes_F = rows_E[edge_F] * self._size + target_F
-        codes_G, index_F = np.unique(codes_F, return_inverse=True)
-        sums_G = np.bincount(index_F, weights_E[edge_F], len(codes_G))
-        other_G = ~np.isin(codes_G, own_E2[:, 0] * self._size + own_E2[:, 1])
-        codes_G, sums_G = codes_G[other_G], sums_G[other_G]
-        return codes_G // self._size, codes_G % self._size, sums_G
-
-    @property
-    def _size(self) -> int:
-        return len(self._known(self.config.tables[0])[1])
-
-    def _known(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(self.module.get_buffer(f"{part}_{name}").cpu().numpy() for part in ("rows", "present"))
+        """(row, known item, sum of cosines on the way) of what the near items are paired with; a row itself, known
+        under place_S, is left out."""
+        size = int(self.partners_E2.max()) + 1  # every known item has a partner
+        near_RN = sp.csr_matrix((cosine_E, (row_E, near_E)), shape=(count, size))
+        ones_P = np.ones(len(self.partners_E2), np.float32)
+        found = (near_RN @ sp.csr_matrix((ones_P, self.partners_E2.T), shape=(size, size))).tocoo()
+        row_F, target_F = found.row.astype(np.int64), found.col.astype(np.int64)
+        others_F = ~np.isin(row_F * size + target_F, itself_S * size + place_S)
+        return row_F[others_F], target_F[others_F], found.data[others_F]
 
     def _whitened(self, content: ItemContent) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         found = {}
         for name, whitening in self.whitenings.items():
-            table = _table(content, name)
+            table = content.table(name)
             rows_RK = whitening(table.values_EF, table.present_E)
             found[name] = np.where(table.present_E[:, None], rows_RK, 0), table.present_E.copy()
         return found
@@ -208,12 +206,6 @@ class NeighbourEmbedder(Embedder[NeighbourEmbedderConfig]):
         return found
 
 
-def _table(content: ItemContent, name: str) -> Dense:
-    if name not in content.tables:
-        raise ModelError(f"no table {name!r}", expected=f"one of: {', '.join(content.tables)}")
-    return content.tables[name]
-
-
 def _tensors(
     own: Mapping[str, tuple[np.ndarray, np.ndarray]], nodes_RN: np.ndarray, weights_RN: np.ndarray
 ) -> dict[str, torch.Tensor]:
@@ -233,18 +225,3 @@ def _thinned(
         name: (np.where(kept_R[:, None], rows_RK, 0), kept_R)
         for (name, (rows_RK, _)), kept_R in zip(own.items(), kept_MR, strict=True)
     }
-
-
-def _strongest(
-    rows_E: np.ndarray, targets_E: np.ndarray, weights_E: np.ndarray, count: int, fanout: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(targets [count, fanout], weights), the heaviest of each row first, equal ones by lower target."""
-    order = np.lexsort((targets_E, -weights_E, rows_E))
-    rows_E, targets_E, weights_E = rows_E[order], targets_E[order], weights_E[order]
-    place_E = np.arange(len(rows_E)) - np.searchsorted(rows_E, rows_E, side="left")
-    kept_E = place_E < fanout
-    nodes_RF = np.full((count, fanout), -1, np.int64)
-    weights_RF = np.zeros((count, fanout), np.float32)
-    cells = rows_E[kept_E], place_E[kept_E]
-    nodes_RF[cells], weights_RF[cells] = targets_E[kept_E], weights_E[kept_E]
-    return nodes_RF, weights_RF

@@ -15,7 +15,6 @@ from recsys.models.notellm2.gradcache import cached
 from recsys.models.notellm2.language import LanguageModel
 from recsys.models.notellm2.module import NoteNetwork
 from recsys.models.notellm2.prompt import Writer
-from recsys.schema import Dense
 
 _ROWS = ("ids", "mask", "visual_at", "joint_at", "image", "seen")
 
@@ -78,7 +77,7 @@ class NoteLLM2(Embedder[NoteLLM2Config]):
         super().setup(ctx)
         if ctx.open_language is None:
             raise ModelError("no language model", fix="give PairContext.open_language")
-        table, known = self._table(ctx.content), np.unique(ctx.pairs_P2)
+        table, known = ctx.content.table(self.config.table), np.unique(ctx.pairs_P2)
         self._build(ctx.open_language(), table.width)
         tokens_EF = table.values_EF[known].reshape(-1, self.image_shape[1])
         found = standard(tokens_EF, np.repeat(table.present_E[known], self.image_shape[0]))
@@ -124,7 +123,7 @@ class NoteLLM2(Embedder[NoteLLM2Config]):
         return groups
 
     def rows(self, content: ItemContent, rng: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
-        table = self._table(content)
+        table = content.table(self.config.table)
         texts, seen_R = list(content.texts), table.present_E.copy()
         if rng is not None:
             blank_R, hide_R = rng.random((2, len(texts)))
@@ -179,11 +178,3 @@ class NoteLLM2(Embedder[NoteLLM2Config]):
             {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
         )
         return found
-
-    def _table(self, content: ItemContent) -> Dense:
-        name = self.config.table
-        if name not in content.tables:
-            raise ModelError(
-                f"no table {name!r} of visual features", expected=f"one of: {', '.join(content.tables)}"
-            )
-        return content.tables[name]
