@@ -87,7 +87,7 @@ class Page:
         assert "exceptionDetails" not in result, f"{script}: {result['exceptionDetails']}"
         return result["result"].get("value")
 
-    def wait(self, condition: str, patience: float = 20) -> None:
+    def wait(self, condition: str, patience: float = 60) -> None:
         """Until the expression is true. Raises AssertionError with the page's text where it does not become so."""
         ends = time.monotonic() + patience
         while time.monotonic() < ends:
