@@ -32,7 +32,7 @@ from notellm2 import (
     untrained,
 )
 
-from recsys.embedder_run import validator
+from recsys.embedder_training import validator
 from recsys.item_retrieval import by_cosine
 from recsys.models.embedders.contract import PairContext
 from recsys.models.embedders.neighbours import NeighbourEmbedder, NeighbourEmbedderConfig

@@ -35,7 +35,8 @@ import numpy as np
 import polars as pl
 
 import recsys
-from recsys.embedder_run import item_content, language_model, validator
+from recsys.embedder_run import item_content, language_model
+from recsys.embedder_training import validator
 from recsys.item_retrieval import RetrievalTask, by_cosine, per_query, summary
 from recsys.models.embedders.contract import ItemContent, PairContext
 from recsys.models.embedders.frozen_head import FrozenHead, FrozenHeadConfig

@@ -1,5 +1,6 @@
 """Tables of [features.*] outside a run: checked all together, then made one after the other into a folder."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from recsys.splits import Split
 
 _NAME = re.compile(r"[A-Za-z0-9][\w\-]*", re.ASCII)
 _STORE = "_store"  # no table can have this name
+_SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,21 @@ def make_tables(
             elif isinstance(maker, FittedExtractor):
                 made[name] = maker.table(name, dataset, split, made)
             made[name].save(out / name)
+            settings = maker.config.model_dump(mode="json", exclude_unset=True)
+            write_json(out / name / _SETTINGS, {"kind": features[name]["kind"]} | settings)
             if summary is not None:
                 write_json(out / name / "summary.json", vars(summary))
             yield Made(name, made[name], out / name, summary)
+
+
+def stored_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Kind and settings of the tables that were made into a folder, by name: how to make them again."""
+    found = {path.parent.name: path for path in sorted(folder.glob(f"*/{_SETTINGS}"))}
+    return {
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name, path in found.items()
+        if _NAME.fullmatch(name)
+    }
 
 
 def _gathered(dataset: Dataset, extractor: Extractor, name: str):

@@ -1,4 +1,4 @@
-"""A folder of what was learnt around a frozen language model: run.json, and weights.safetensors of what is its own."""
+"""A folder of what was learnt: run.json, and weights.safetensors. A frozen language model is named there, not kept."""
 
 import json
 from collections.abc import Mapping
@@ -19,8 +19,9 @@ _A = {"embedder": "an embedder", "writer": "a writer"}
 def write_run(
     out: Path, kind: str, version: int, facts: Mapping[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
-    """kind: what was learnt, "embedder" or "writer". facts: with "language", those of the language model."""
-    weights = save(arrays)
+    """kind: what was learnt, "embedder" or "writer". facts: with "language", those of the language model, where there
+    is one."""
+    weights = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
     with new_folder(out) as folder:
         (folder / _WEIGHTS).write_bytes(weights)
         own = {"kind": kind, "version": version, "weights": file_sha256(folder / _WEIGHTS)}
@@ -38,8 +39,9 @@ def read_run(folder: Path, kind: str, version: int) -> dict[str, Any]:
     found = facts.get("kind"), facts.get("version")
     if found != (kind, version):
         raise FeatureError(
-            f"a run of {found[0]}, version {found[1]}", where=folder, expected=f"{kind}, version {version}"
-        )
+            f"a run of {found[0]}, version {found[1]}", where=folder, expected=f"{kind}, version {version}",
+            fix=_AGAIN if found[0] == kind else None,
+        )  # fmt: skip
     return facts
 
 

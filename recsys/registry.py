@@ -40,6 +40,11 @@ MODELS = {
     "bert4rec": "recsys.models.bert4rec:BERT4Rec",
     "gru4rec": "recsys.models.gru4rec:GRU4Rec",
 }
+EMBEDDERS = {
+    "notellm2": "recsys.models.notellm2.embedder:NoteLLM2",
+    "neighbours": "recsys.models.embedders.neighbours:NeighbourEmbedder",
+    "frozen_head": "recsys.models.embedders.frozen_head:FrozenHead",
+}
 EXTRACTORS = {
     "text": "recsys.features.text.extractor:TextExtractor",
     "image": "recsys.features.image.extractor:ImageExtractor",
@@ -49,7 +54,7 @@ EXTRACTORS = {
     "metadata": "recsys.features.metadata:MetadataExtractor",
     "reduce": "recsys.features.reduce:ReduceExtractor",
     "multimodal": "recsys.features.vlm:MultimodalExtractor",
-    "notellm2": "recsys.embedder_table:NoteLLM2Extractor",
+    "embedder": "recsys.embedder_table:EmbedderExtractor",
     "written_text": "recsys.written_table:WrittenTextExtractor",
 }
 

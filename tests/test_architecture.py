@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from source_tree import FOLDERS, PROJECT, ROOT, modules, name_of, reach, sources, within
 
-from recsys.registry import EXTRACTORS, MODELS
+from recsys.registry import EMBEDDERS, EXTRACTORS, MODELS
 from recsys.sources import SOURCES
 
 LAYERS = (
@@ -212,7 +212,11 @@ def test_files_stay_short():
     assert not {name: length for name, length in lengths.items() if length > 400}
 
 
-@pytest.mark.parametrize("table", [MODELS, EXTRACTORS, SOURCES], ids=["models", "extractors", "sources"])
+@pytest.mark.parametrize(
+    "table",
+    [MODELS, EMBEDDERS, EXTRACTORS, SOURCES],
+    ids=["models", "embedders", "extractors", "sources"],
+)
 def test_registered_names_lead_somewhere(table):
     for name, target in table.items():
         module, _, attribute = target.partition(":")

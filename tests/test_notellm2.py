@@ -173,11 +173,11 @@ def test_a_state_gives_the_model_back(settings):
     assert not np.array_equal(
         state["network.word_D"], built(variant="full", **settings)[0].state()["network.word_D"]
     )
-    again = NoteLLM2.from_state(model.config, state, language(), FEATURES)
+    again = NoteLLM2.from_state(model.config, state, language)
     for name, vectors in model.encode(content).items():
         np.testing.assert_allclose(again.encode(content)[name], vectors, atol=1e-6)
     with pytest.raises(ModelError, match="do not fit"):
-        NoteLLM2.from_state(NoteLLM2Config(**SMALL | {"variant": "base"}), state, language(), FEATURES)
+        NoteLLM2.from_state(NoteLLM2Config(**SMALL | {"variant": "base"}), state, language)
 
 
 def test_the_same_seed_gives_the_same_weights_and_a_resumed_run_too(tmp_path):

@@ -226,3 +226,13 @@ def test_hard_negatives_reach_the_batch():
     assert len(batch["items"]) > 2 * int(batch["pairs"]) == 16
     loss, _ = model.module(batch)
     assert torch.isfinite(loss)
+
+
+def test_items_without_a_teacher_teach_nothing():
+    torch.manual_seed(0)
+    own, taught, loss = torch.randn(6, 8), torch.randn(6, 8), TeacherLoss((4, 8))
+    some = torch.cat([taught[:4], torch.zeros(2, 8)])
+    torch.testing.assert_close(loss(own, some), loss(own[:4], taught[:4]))
+    nobody = own.clone().requires_grad_()
+    loss(nobody, torch.zeros(6, 8)).backward()
+    assert loss(own, torch.zeros(6, 8)) == 0 and (nobody.grad == 0).all()

@@ -6,12 +6,15 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+from embedder_case import IMAGE, SPLIT, dataset_at, recipe
 from notellm2_case import folder as llama
 
 import recsys as package
 from recsys.config import parse
-from recsys.embedder_run import EmbedderRecipe, EmbedderRun, train_embedder
-from recsys.embedder_table import NoteLLM2Extractor, NoteLLM2TableConfig
+from recsys.embedder_recipe import EmbedderRecipe
+from recsys.embedder_run import EmbedderRun
+from recsys.embedder_table import EmbedderExtractor, EmbedderTableConfig
+from recsys.embedder_training import train_embedder
 from recsys.errors import ConfigError, FeatureError, ModelError
 from recsys.features.table import FeatureTable
 from recsys.models.notellm2.embedder import NoteLLM2
@@ -19,44 +22,14 @@ from recsys.pipeline import run as run_recipe
 from recsys.recipe import Recipe
 from recsys.splits import SplitConfig, make_split
 
-IMAGE = {"kind": "hash_file:HashFile", "width": 6}
-MODEL = {"widths": [4, 8], "tune": "last", "last_layers": 1, "visual_tokens": 2, "batch_size": 8}
-SPLIT = {"method": "leave_last_out", "catalogue": "listed"}
-
 
 def learnt(**pairs) -> EmbedderRecipe:
-    values = {
-        "language": str(llama()),
-        "template": "{title}",
-        "table": IMAGE,
-        "config": MODEL,
-        "pairs": pairs,
-    }
-    return parse(EmbedderRecipe, values | {"train": {"epochs": 2}}, where="test")
+    return recipe("notellm2", pairs=pairs)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """24 items: 3 without a text, 4 without a picture, one without either."""
-    folder = tmp_path_factory.mktemp("notes")
-    (folder / "media").mkdir()
-    for number in range(20):
-        (folder / "media" / f"{number}.jpg").write_bytes(bytes([number]))
-    ids = [f"i{number:02}" for number in range(24)]
-    items = pl.DataFrame(
-        {
-            "item_id": ids,
-            "title": [None if n in (1, 2, 23) else f"w{n} w{n % 5}" for n in range(24)],
-            "image_path": [f"{n}.jpg" if n < 20 else None for n in range(24)],
-        }
-    )
-    rng = np.random.default_rng(0)
-    rows = [(u, ids[int(i)], 100 * u + s) for u in range(12) for s, i in enumerate(rng.permutation(24)[:7])]
-    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-    pairs = pl.DataFrame({"item_id": ids, "other_id": ids[5:] + ids[:5], "kind": ["also_bought"] * 24})
-    return package.Dataset.from_frames(
-        folder / "data", frame, items, pairs=pairs, media_root=folder / "media"
-    )
+    return dataset_at(tmp_path_factory.mktemp("notes"))
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +44,13 @@ def source(dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(dataset, split, source, tmp_path_factory) -> EmbedderRun:
-    return train_embedder(dataset, learnt(), source, tmp_path_factory.mktemp("runs") / "run", split=split)
+    return train_embedder(
+        dataset, learnt(), {"image": source}, tmp_path_factory.mktemp("runs") / "run", split=split
+    )
 
 
 def table(run: EmbedderRun, dataset, split, source, name: str = "notes", **config) -> FeatureTable:
-    maker = NoteLLM2Extractor(NoteLLM2TableConfig(run=run.folder, **config))
+    maker = EmbedderExtractor(EmbedderTableConfig(run=run.folder, **config))
     return maker.table(name, dataset, split, {"image": source})
 
 
@@ -84,10 +59,9 @@ def test_the_table_says_what_made_it(run, dataset, split, source, tmp_path):
     manifest = made.manifest
     assert manifest["split_id"] == split.id
     assert manifest["language"]["weights"] == run.facts["language"]["weights"]
-    assert manifest["features"] == dict(source.manifest)
-    assert (
-        manifest["adapter"] == run.facts["weights"] and manifest["pairs"] == run.facts["pairs"]["fingerprint"]
-    )
+    assert manifest["features"] == {"image": dict(source.manifest)}
+    assert manifest["weights"] == run.facts["weights"]
+    assert manifest["pairs"] == run.facts["pairs"]["fingerprint"]
     assert manifest["rows"] == "bii" + "b" * 17 + "ttt-"
     assert made.present_E.tolist() == [True] * 23 + [False]
     np.testing.assert_allclose(np.linalg.norm(made.values_EF[:23], axis=1), 1, atol=1e-5)
@@ -115,22 +89,23 @@ def test_other_features_are_refused(run, dataset, split, tmp_path):
 
 
 def test_hard_negatives_come_from_a_teacher_of_the_same_split(run, dataset, split, source, tmp_path):
-    recipe = learnt()
-    recipe = recipe.model_copy(
-        update={"config": recipe.config.model_copy(update={"hard_negatives": 2, "hard_ranks": (1, 20)})}
-    )
-    teacher = table(run, dataset, split, source)
-    made = train_embedder(dataset, recipe, source, tmp_path / "run", split=split, teacher=teacher)
-    assert made.facts["teacher"] == teacher.fingerprint and made.facts["weights"] != run.facts["weights"]
+    mined = recipe("notellm2", config={"hard_negatives": 2, "hard_ranks": [1, 20]})
+    teacher, tables = table(run, dataset, split, source), {"image": source}
+    made = train_embedder(dataset, mined, tables, tmp_path / "run", split=split, teacher=teacher)
+    assert made.facts["teacher"]["fingerprint"] == teacher.fingerprint
+    assert made.facts["weights"] != run.facts["weights"]
     with pytest.raises(ModelError, match="without teacher"):
-        train_embedder(dataset, recipe, source, tmp_path / "other", split=split)
+        train_embedder(dataset, mined, tables, tmp_path / "other", split=split)
+    with pytest.raises(ConfigError, match="notellm2 learns nothing from the teacher 'notes'"):
+        train_embedder(dataset, learnt(), tables, tmp_path / "other", split=split, teacher=teacher)
     alien = make_split(dataset, SplitConfig(method="random"))
     with pytest.raises(FeatureError, match="fitted under split"):
-        train_embedder(dataset, recipe, source, tmp_path / "other", split=alien, teacher=teacher)
+        train_embedder(dataset, mined, tables, tmp_path / "other", split=alien, teacher=teacher)
 
 
 def test_given_pairs_rest_on_no_split(dataset, source, tmp_path):
-    made = train_embedder(dataset, learnt(source="pairs", kinds=["also_bought"]), source, tmp_path / "run")
+    given = learnt(source="pairs", kinds=["also_bought"])
+    made = train_embedder(dataset, given, {"image": source}, tmp_path / "run")
     assert made.split_id is None and made.facts["pairs"]["count"] == 24
     assert "split_id" not in table(made, dataset, None, source).manifest
 
@@ -200,7 +175,7 @@ def test_a_damaged_run_is_refused(run, dataset, split, source, tmp_path):
 def test_the_command_line_learns_and_extracts(recsys, dataset, split, tmp_path):
     split.save(tmp_path / "split")
     given = {
-        "language": f'"{llama()}"', "template": '"{title}"', "table": '{kind = "hash_file:HashFile", width = 6}',
+        "language": f'"{llama()}"', "template": '"{title}"', "tables.image": '{kind = "hash_file:HashFile", width = 6}',
         "config.widths": "[4, 8]", "config.tune": '"last"', "train.epochs": "1", "parts.test": "0.2",
         "parts.valid": "0.4",
     }  # fmt: skip
@@ -218,7 +193,7 @@ def test_the_command_line_learns_and_extracts(recsys, dataset, split, tmp_path):
     assert code == 0, error
     made = FeatureTable.load(tmp_path / "tables" / "notellm2")
     assert made.width == 8 and made.manifest["split_id"] == split.id
-    for wrong, said in (("notellm2", "expected notellm2:RUN"), ("notellm2:tables", "no run.json")):
+    for wrong, said in (("notellm2", "expected one of notellm2:RUN, "), ("notellm2:tables", "no run.json")):
         code, _, error = recsys("features", "extract", data, "--encoder", wrong, "--out", tables)
         assert code == 2 and said in error
     code, _, error = recsys("features", "learn", data, "--out", "run", *options)
@@ -230,7 +205,7 @@ def test_a_recipe_takes_the_table(run, dataset, split, source, tmp_path):
         "name": "tiny",
         "data": {"kind": "dataset", "path": str(dataset.path)},
         "split": SPLIT,
-        "features": {"notes": {"kind": "notellm2", "run": str(run.folder)}, "image": IMAGE},
+        "features": {"notes": {"kind": "embedder", "run": str(run.folder)}, "image": IMAGE},
         "models": {"content_knn": {"tables": ["notes"]}},
         "evaluate": {"ks": [5], "bootstrap": 20},
         "track": {"enabled": False},

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -75,6 +75,14 @@ class ItemContent:
         }
         return replace(self, tables=tables)
 
+    def has(self, modality: str) -> np.ndarray:
+        """[n] bool: the items with something of it, a text or a row of one of its tables."""
+        found_I = np.array([modality == TEXT and text is not None for text in self.texts], bool)
+        for name, one in self.tables.items():
+            if self.modality(name) == modality:
+                found_I |= one.present_E
+        return found_I
+
     @staticmethod
     def modality(table: str) -> str:
         return IMAGE if table.startswith(IMAGE) else TEXT
@@ -83,8 +91,8 @@ class ItemContent:
 @dataclass(frozen=True)
 class PairContext:
     """All that an embedder may see of a data set. pairs_P2: int64 rows of `content`, each pair once, of the train part.
-    teacher_ID: vectors of the items, for hard negatives and distillation. open_language: loads the language model,
-    where one is needed. The rest as in FitContext."""
+    teacher_ID: vectors of the items, for hard negatives and distillation; a row of zeros: it has none. open_language:
+    loads the language model, for embedders that read texts. The rest as in FitContext."""
 
     pairs_P2: np.ndarray
     content: ItemContent
@@ -100,12 +108,34 @@ ConfigT = TypeVar("ConfigT", bound=PairLossConfig)
 
 
 class Embedder(Learner, Generic[ConfigT]):
-    """Item content to vectors. Subclasses fill in `setup` (calling this one's), `rows`, `encode` and the state."""
+    """Item content to vectors. Subclasses fill in `tables`, `setup` (calling this one's), `rows`, `encode` and the
+    state."""
 
     Config: ClassVar[type[PairLossConfig]]
+    version: ClassVar[int] = 1
+    """Raised when the same config and state would give other vectors: runs of before are then refused."""
+    reads_texts: ClassVar[bool] = False
+    """Texts, too, and not tables alone, through a language model that is opened for it."""
+    loop: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the loop that it learns well with, where a recipe leaves them out."""
 
     def __init__(self, config: ConfigT):
         self.config = config
+
+    @property
+    @abstractmethod
+    def tables(self) -> tuple[str, ...]:
+        """Feature tables that it reads, by the names that it knows them under."""
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Names of what `encode` gives."""
+        return ("joint",)
+
+    @property
+    def takes_teacher(self) -> bool:
+        """It learns from the context's teacher vectors."""
+        return self.config.hard_negatives > 0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -170,12 +200,20 @@ class Embedder(Learner, Generic[ConfigT]):
 
     @abstractmethod
     def encode(self, content: ItemContent, batch_size: int = 64) -> dict[str, np.ndarray]:
-        """name -> float32 [n, D], of length 1: "joint", and "visual" where there is one. Order and batching of the
-        items change nothing to 1e-5."""
+        """name of `vectors` -> float32 [n, D], of length 1. Order and batching of the items change nothing to 1e-5."""
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that was learnt; with the config, and the frozen parts, it gives the embedder back."""
+        """Everything that was learnt; with the config, and the language model of one that reads texts, it gives the
+        embedder back."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(
+        cls, config: ConfigT, state: Mapping[str, np.ndarray], open_language: "Open | None" = None
+    ) -> Self:
+        """The embedder on the CPU, vectors equal to those before. open_language: as in PairContext, of the very model
+        that it was trained with."""
 
 
 def _without_padding(hard_BH: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ language model has to beat. With hidden layers and a teacher it is the student t
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from recsys.errors import ModelError
 from recsys.models.embedders.config import PairLossConfig
 from recsys.models.embedders.contract import Embedder, ItemContent, PairContext, standard, unit
 from recsys.models.embedders.loss import PairLoss, TeacherLoss
+
+if TYPE_CHECKING:
+    from recsys.models.notellm2.language import Open
 
 
 class FrozenHeadConfig(PairLossConfig):
@@ -82,6 +85,15 @@ class FrozenHead(Embedder[FrozenHeadConfig]):
     """Vectors "joint" of the tables that the config names."""
 
     Config = FrozenHeadConfig
+    loop: ClassVar[Mapping[str, Any]] = {"epochs": 40, "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine"}
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return self.config.tables
+
+    @property
+    def takes_teacher(self) -> bool:
+        return super().takes_teacher or self.config.teacher_weight > 0
 
     def setup(self, ctx: PairContext) -> None:
         super().setup(ctx)
@@ -133,9 +145,11 @@ class FrozenHead(Embedder[FrozenHeadConfig]):
         return {name: value.detach().cpu().numpy() for name, value in self.module.state_dict().items()}
 
     @classmethod
-    def from_state(cls, config: FrozenHeadConfig, state: Mapping[str, np.ndarray]) -> "FrozenHead":
+    def from_state(
+        cls, config: FrozenHeadConfig, state: Mapping[str, np.ndarray], open_language: "Open | None" = None
+    ) -> Self:
         found = cls(config)
-        found.module = Training(config, state["mean_F"], state["scale_F"], None)
+        found.module = Training(config, state["mean_F"].copy(), state["scale_F"].copy(), None)
         found.module.load_state_dict(
             {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
         )

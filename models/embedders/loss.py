@@ -48,7 +48,8 @@ class PairLoss(nn.Module):
 
 class TeacherLoss(nn.Module):
     """Distillation: the teacher's direction (1 - cosine), and the teacher's similarities among the batch's items, each
-    at every nested width. A student's vectors are as wide as the teacher's."""
+    at every nested width. A student's vectors are as wide as the teacher's. A teacher's row of zeros says nothing of
+    its item, and teaches nothing."""
 
     def __init__(self, widths: Sequence[int]):
         super().__init__()
@@ -56,9 +57,12 @@ class TeacherLoss(nn.Module):
 
     def forward(self, vectors_RD: torch.Tensor, teacher_RD: torch.Tensor) -> torch.Tensor:
         losses = []
+        taught_R = (teacher_RD != 0).any(1).float()
+        taught_RR = taught_R[:, None] * taught_R
         for width in self.widths:
             own, taught = (nn.functional.normalize(one[:, :width], dim=1) for one in (vectors_RD, teacher_RD))
-            direction = 1 - (own * taught).sum(1).mean()
-            relations = (own @ own.T - taught @ taught.T).square().mean()
+            direction = ((1 - (own * taught).sum(1)) * taught_R).sum() / taught_R.sum().clamp(min=1)
+            apart_RR = (own @ own.T - taught @ taught.T).square()
+            relations = (apart_RR * taught_RR).sum() / taught_RR.sum().clamp(min=1)
             losses.append(direction + relations)
         return torch.stack(losses).mean()

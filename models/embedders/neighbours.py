@@ -7,7 +7,7 @@ that an unseen item is read as the learnt ones were.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,6 +22,9 @@ from recsys.models.embedders.contract import Embedder, ItemContent, PairContext,
 from recsys.models.embedders.loss import PairLoss
 from recsys.models.graph.encoder import Ego, EncoderConfig, NeighbourEncoder, Rows
 from recsys.nearest import nearest
+
+if TYPE_CHECKING:
+    from recsys.models.notellm2.language import Open
 
 ALIKE, TOGETHER = "alike", "together"
 _SAME = 1 - 1e-6
@@ -90,6 +93,11 @@ class NeighbourEmbedder(Embedder[NeighbourEmbedderConfig]):
     """Vectors "joint" of content and neighbours. The known items are those that the training pairs name."""
 
     Config = NeighbourEmbedderConfig
+    loop: ClassVar[Mapping[str, Any]] = {"epochs": 15, "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine"}
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return self.config.tables
 
     def setup(self, ctx: PairContext) -> None:
         super().setup(ctx)
@@ -194,8 +202,11 @@ class NeighbourEmbedder(Embedder[NeighbourEmbedderConfig]):
 
     @classmethod
     def from_state(
-        cls, config: NeighbourEmbedderConfig, state: Mapping[str, np.ndarray]
-    ) -> "NeighbourEmbedder":
+        cls,
+        config: NeighbourEmbedderConfig,
+        state: Mapping[str, np.ndarray],
+        open_language: "Open | None" = None,
+    ) -> Self:
         found = cls(config)
         found.whitenings = {name: Whitening.from_state(state, f"whitening.{name}") for name in config.tables}
         found.partners_E2 = state["partners"]

@@ -1,7 +1,7 @@
 """NoteLLM-2 as an embedder: trained by the loop on pairs, asked for the vectors of any item."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from recsys.models.embedders.contract import Embedder, ItemContent, PairContext,
 from recsys.models.embedders.loss import PairLoss
 from recsys.models.notellm2.config import NoteLLM2Config
 from recsys.models.notellm2.gradcache import cached
-from recsys.models.notellm2.language import LanguageModel
+from recsys.models.notellm2.language import Open
 from recsys.models.notellm2.module import NoteNetwork
-from recsys.models.notellm2.prompt import Writer
+from recsys.models.notellm2.prompt import VERSION, Writer
 
 _ROWS = ("ids", "mask", "visual_at", "joint_at", "image", "seen")
 
@@ -72,13 +72,22 @@ class NoteLLM2(Embedder[NoteLLM2Config]):
     """
 
     Config = NoteLLM2Config
+    version = VERSION
+    reads_texts = True
+    loop: ClassVar[Mapping[str, Any]] = {"lr": 1e-4, "schedule": "cosine"}
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (self.config.table,)
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        return ("joint", "visual") if self.config.micl else ("joint",)
 
     def setup(self, ctx: PairContext) -> None:
         super().setup(ctx)
-        if ctx.open_language is None:
-            raise ModelError("no language model", fix="give PairContext.open_language")
         table, known = ctx.content.table(self.config.table), np.unique(ctx.pairs_P2)
-        self._build(ctx.open_language(), table.width)
+        self._build(ctx.open_language, table.width)
         tokens_EF = table.values_EF[known].reshape(-1, self.image_shape[1])
         found = standard(tokens_EF, np.repeat(table.present_E[known], self.image_shape[0]))
         for buffer, values_F in zip(
@@ -87,13 +96,16 @@ class NoteLLM2(Embedder[NoteLLM2Config]):
             buffer.copy_(torch.from_numpy(values_F))
         self.module.to(ctx.device)
 
-    def _build(self, language: LanguageModel, width: int) -> None:
+    def _build(self, open_language: Open | None, width: int) -> None:
         config = self.config
+        if open_language is None:
+            raise ModelError("no language model", fix="give open_language, which loads one")
         if width % config.image_tokens:
             raise ModelError(
                 f"visual features of {width} values", expected=f"a multiple of {config.image_tokens} tokens"
             )
         self.image_shape = (config.image_tokens, width // config.image_tokens)
+        language = open_language()
         network = NoteNetwork(config, language, self.image_shape)
         self.module = Training(network, config)
         self._writer = Writer(
@@ -165,15 +177,10 @@ class NoteLLM2(Embedder[NoteLLM2Config]):
 
     @classmethod
     def from_state(
-        cls,
-        config: NoteLLM2Config,
-        state: Mapping[str, np.ndarray],
-        language: LanguageModel,
-        image_width: int,
-    ) -> "NoteLLM2":
-        """language: the one it was trained with, frozen weights and all. image_width: values of a row of `table`."""
+        cls, config: NoteLLM2Config, state: Mapping[str, np.ndarray], open_language: Open | None = None
+    ) -> Self:
         found = cls(config)
-        found._build(language, image_width)
+        found._build(open_language, config.image_tokens * len(state["network.mean_F"]))
         found.module.load_state_dict(
             {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
         )

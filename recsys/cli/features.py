@@ -27,7 +27,7 @@ def extract(
         str | None, typer.Option("--template", help='Columns in braces, for --text: "{title}. {category}"')
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", help="A trained embedder: notellm2:RUN, the folder of a run.")
+        str | None, typer.Option("--encoder", help="A trained embedder, MODEL:RUN: neighbours:my-run, ...")
     ] = None,
     metadata: Annotated[bool, typer.Option("--metadata", help="Typed fields of the other columns.")] = False,
     split: Annotated[
@@ -64,7 +64,7 @@ def extract(
 
       recsys features extract my-dataset --metadata --split runs/boxes/split-1a2b3c4d5e6f
 
-      recsys features extract my-dataset --encoder notellm2:my-run
+      recsys features extract my-dataset --encoder neighbours:my-run
 
       recsys features extract my-dataset --set words.kind=my_package.words:Words
     """
@@ -85,9 +85,7 @@ def extract(
         asked[f"{prefix}metadata"] = {"kind": "metadata", "fit_on": fit_on}
     from recsys.present import features
 
-    if encoder is not None:
-        asked = features.with_embedder(asked, encoder)
-    features.extract(dataset, asked, set_ or [], entity, split, out, engine, workers)
+    features.extract(dataset, asked, encoder, set_ or [], entity, split, out, engine, workers)
 
 
 @features_app.command("learn")
@@ -99,31 +97,45 @@ def learn(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting: --set config.variant=base, train.epochs=3, pairs.top=5, ..."),
+        typer.Option("--set", help="A setting: --set model=neighbours, train.epochs=3, pairs.top=5, ..."),
     ] = None,
     tables: Annotated[
         Path | None, typer.Option("--tables", help="Folder of feature tables; default: DATASET-features.")
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option("--teacher", help="A table of vectors, for config.hard_negatives.")
+        Path | None,
+        typer.Option(
+            "--teacher", help="A table of vectors, for config.hard_negatives or config.teacher_weight."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.", min=0)] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Learn item embeddings from pairs of items: NoteLLM-2, a language model that sees the picture.
+    """Learn item embeddings from pairs of items; `features extract --encoder MODEL:RUN` makes them a table.
 
     Pairs are of items that the same users took (needs --split), or those that the Dataset lists.
+
+    Tables that the model reads are made in --tables, as they lie there already. Models:
+
+    notellm2: NoteLLM-2, a language model that reads the text and sees the picture.
+
+    neighbours: an encoder of an item's tables, of the known items that resemble it, and of what those go with.
+
+    frozen_head: a matrix, or with config.hidden a small network, over tables; with a teacher, a student of its vectors.
 
     Examples:
 
       recsys features learn my-dataset --out my-run --split runs/boxes/split-1a2b3c4d5e6f
 
-      recsys features learn hm-items --out my-run --set pairs.source=pairs --set parts.group=product_code
+      recsys features learn hm-items --out my-run --set model=neighbours --set pairs.source=pairs
+
+      recsys features learn hm-items --out student --set model=frozen_head --set "config.hidden=[512]" --set
+      config.teacher_weight=0.8 --teacher hm-items-features/notellm2 --set pairs.source=pairs
     """
     _one_of("--device", device, ("cpu", "cuda"))
-    from recsys.present import features
+    from recsys.present import embedders
 
-    features.learn(dataset, out, split, set_ or [], tables, teacher, seed, device)
+    embedders.learn(dataset, out, split, set_ or [], tables, teacher, seed, device)
 
 
 @features_app.command("show")

@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from recsys import schema
-from recsys.config import override, parse
+from recsys.config import override
 from recsys.dataset import Dataset
 from recsys.errors import ConfigError, FeatureError, nearest
 from recsys.features.duplicates import Groups, equal_content, near_equal
 from recsys.features.extract import Engine, Summary
 from recsys.features.field_table import FieldTable, load_table
-from recsys.features.makers import Made, default_folder, make_tables
+from recsys.features.makers import Made, default_folder, make_tables, stored_settings
 from recsys.features.show import neighbours, norms, parse_id
 from recsys.features.table import FeatureTable, Table
 from recsys.splits import Split
@@ -27,6 +27,7 @@ _SHOWN_GROUPS, _SHOWN_ROWS, _SHOWN_VALUE = 5, 5, 100
 def extract(
     folder: Path,
     asked: Mapping[str, dict[str, Any]],
+    encoder: str | None,
     settings: list[str],
     entity: str,
     split: Path | None,
@@ -34,10 +35,15 @@ def extract(
     engine: Engine,
     workers: int | None,
 ) -> None:
-    """Make the tables, a line on stderr for each as it is done, then one summary of all."""
-    tables = _tables(asked, settings, entity)
+    """Make the tables, a line on stderr for each as it is done, then one summary of all. encoder: MODEL:RUN, a trained
+    embedder, whose table is made with those that it stands on."""
     dataset = Dataset.open(folder)
     to = default_folder(dataset) if to is None else to
+    if encoder is not None:
+        from recsys.present.embedders import with_embedder
+
+        asked = with_embedder(asked, encoder, stored_settings(to))
+    tables = _tables(asked, settings, entity)
     opened = None if split is None else Split.load(split)
     made = []
     for one in make_tables(dataset, tables, to, split=opened, engine=engine, workers=workers):
@@ -47,49 +53,6 @@ def extract(
     for one in made:
         if one.summary is not None and one.summary.offenders:
             _print_offenders(one.name, one.summary)
-
-
-def with_embedder(asked: Mapping[str, dict[str, Any]], encoder: str) -> dict[str, dict[str, Any]]:
-    """The tables that are asked for, with that of a trained embedder and the one that it sees."""
-    kind, _, run = encoder.partition(":")
-    if kind != "notellm2" or not run:
-        raise ConfigError(f"--encoder {encoder!r}", expected="notellm2:RUN, the folder of a run")
-    from recsys.embedder_run import EmbedderRun
-
-    name, settings = EmbedderRun.open(run).table
-    of = name if asked.get(name) in (None, settings) else f"{name}-of-{kind}"
-    return {**asked, of: settings, kind: {"kind": kind, "run": run, "of": of}}
-
-
-def learn(
-    folder: Path,
-    to: Path,
-    split: Path | None,
-    settings: list[str],
-    tables: Path | None,
-    teacher: Path | None,
-    seed: int,
-    device: str,
-) -> None:
-    """Make the table that the embedder sees, train it, and say what came out."""
-    from recsys.embedder_run import EmbedderRecipe, train_embedder
-
-    recipe = parse(EmbedderRecipe, override({}, settings), where="--set")
-    dataset, opened = Dataset.open(folder), None if split is None else Split.load(split)
-    name = recipe.config.table
-    made = make_tables(dataset, {name: recipe.table}, tables or default_folder(dataset), split=opened)
-    (source,) = (one.table for one in made)
-    taught = None if teacher is None else FeatureTable.load(teacher)
-    run = train_embedder(dataset, recipe, source, to, split=opened, teacher=taught, seed=seed, device=device)
-    training, pairs = run.facts["training"], run.facts["pairs"]
-    best = "" if training["best"] is None else f", recall@10 of validation partners {training['best']:.4f}"
-    loss = training["history"][training["best_epoch"]]["loss"]
-    out.print(
-        f"{pairs['count']:,} pairs, epoch {training['best_epoch'] + 1}, loss {loss:.4f}{best}; "
-        f"{run.facts['seconds']:.0f} s",
-        soft_wrap=True,
-    )
-    err.print(f"[green]ok[/]  {escape(str(run.folder))}", soft_wrap=True)
 
 
 def _print_offenders(name: str, found: Summary) -> None:
