@@ -140,13 +140,15 @@ class FieldMaps:
 class GatedItems:
     """Vectors of items from their content through a `Fusion` whose first field is the id that a new item has not.
 
-    The last value of a vector is the item's bias: h . bias_D + cold[0]. As `recsys.item_encoding.ItemEncoding` has it.
+    Behind the fused values h stand those of a linear half, the sum of its maps of all fields, where there is one. The
+    last value of a vector is the item's bias: h . bias_D + cold[0]. As `recsys.item_encoding.ItemEncoding` has it.
     """
 
     fusion: Fusion
     fields: FieldMaps
     bias_D: np.ndarray
     cold: np.ndarray
+    linear: FieldMaps | None = None
     kind: ClassVar[str] = "gated"
 
     @property
@@ -165,7 +167,10 @@ class GatedItems:
     def vectors(self, rows: Mapping[str, Dense]) -> np.ndarray:
         """[N, D] float32; a row depends on its own content alone."""
         h_ND = self.fused(rows).vectors_ND
-        return with_bias(h_ND, h_ND @ self.bias_D + self.cold[0])
+        parts = [h_ND]
+        if self.linear is not None:
+            parts.append(self.linear(rows, len(h_ND))[0].sum(axis=1))
+        return with_bias(np.concatenate(parts, axis=1), h_ND @ self.bias_D + self.cold[0])
 
     def facts(self) -> dict[str, Any]:
         """What is not an array, as JSON values."""
@@ -174,13 +179,17 @@ class GatedItems:
     def arrays(self) -> dict[str, np.ndarray]:
         found = {f"fusion.{name}": value for name, value in self.fusion.arrays.items()}
         own = {"group": self.fusion.group_F, "bias": self.bias_D, "cold": self.cold}
+        if self.linear is not None:
+            own |= {f"linear.{name}": value for name, value in self.linear.arrays().items()}
         return found | self.fields.arrays() | own
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "GatedItems":
         """From what `facts` and `arrays` gave."""
         fusion = Fusion(arrays["group"], below(arrays, "fusion."))
-        return cls(fusion, FieldMaps.of(arrays), arrays["bias"], arrays["cold"])
+        linear = below(arrays, "linear.")
+        maps = FieldMaps.of(linear) if linear else None
+        return cls(fusion, FieldMaps.of(arrays), arrays["bias"], arrays["cold"], maps)
 
     def cut(self, width: int) -> "GatedItems":
         """There is one width."""

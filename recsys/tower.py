@@ -27,6 +27,8 @@ class QueryTower:
     they were learnt from), 0 for a user without any. rows: attribute table -> rows of the users; a query's own
     `user_fields` (table -> [Q, F], NaN where absent) win over them. history_DD: map of the mean of a history's items,
     weighted by exp(-decay * age in events). context: hour [24, D] and weekday [7, D], or nothing.
+    linear: [1] weight of a linear half, whose values stand behind the first D of inputs_ID; its part of a query is
+    their sum over the history.
     """
 
     inputs_ID: np.ndarray
@@ -38,10 +40,15 @@ class QueryTower:
     decay_1: np.ndarray
     rows: Mapping[str, Dense]
     context: Mapping[str, np.ndarray]
+    linear: np.ndarray | None = None
 
     def vectors(self, queries: Queries) -> np.ndarray:
         """[Q, D] float32; the last value is 1, which takes an item's bias as it is."""
-        return with_bias(self.fused(queries).vectors_ND, np.ones(len(queries)))
+        fused_QD = self.fused(queries).vectors_ND
+        parts = [fused_QD]
+        if self.linear is not None:
+            parts.append(self.linear[0] * self._sums(queries, self.inputs_ID[:, fused_QD.shape[1] : -1]))
+        return with_bias(np.concatenate(parts, axis=1), np.ones(len(queries)))
 
     def fused(self, queries: Queries) -> Fused:
         """With the weights that fields and groups were given."""
@@ -86,17 +93,26 @@ class QueryTower:
 
     def _histories(self, queries: Queries) -> np.ndarray:
         lengths_Q = queries.history.lengths
-        rows_R, items_R = queries.history.flat()
+        rows_R, _ = queries.history.flat()
         ago_R = np.repeat(np.cumsum(lengths_Q), lengths_Q) - np.arange(len(rows_R)) - 1
         weights_R = np.exp(-self.decay_1[0] * ago_R)
-        total_QD = np.zeros((len(queries), self.inputs_ID.shape[1] - 1))
-        full_Q = lengths_Q > 0
-        if len(rows_R):
-            starts = (np.cumsum(lengths_Q) - lengths_Q)[full_Q]
-            weighted_RD = weights_R[:, None] * self.inputs_ID[items_R, :-1]
-            total_QD[full_Q] = np.add.reduceat(weighted_RD, starts)
+        total_QD = self._sums(queries, self.inputs_ID[:, : len(self.history_DD)], weights_R)
         total_QD /= np.maximum(np.bincount(rows_R, weights_R, len(queries)), 1e-12)[:, None]
         return total_QD @ self.history_DD
+
+    @staticmethod
+    def _sums(queries: Queries, vectors_ID: np.ndarray, weights_R: np.ndarray | None = None) -> np.ndarray:
+        """[Q, D] float64: of every history's items, each by its weight."""
+        lengths_Q = queries.history.lengths
+        _, items_R = queries.history.flat()
+        total_QD = np.zeros((len(queries), vectors_ID.shape[1]))
+        full_Q = lengths_Q > 0
+        if len(items_R):
+            rows_RD = vectors_ID[items_R].astype(np.float64)
+            if weights_R is not None:
+                rows_RD *= weights_R[:, None]
+            total_QD[full_Q] = np.add.reduceat(rows_RD, (np.cumsum(lengths_Q) - lengths_Q)[full_Q])
+        return total_QD
 
     def arrays(self, *, shared: bool = True) -> dict[str, np.ndarray]:
         """All but inputs_ID, which are the item vectors."""
@@ -112,6 +128,8 @@ class QueryTower:
             "history": self.history_DD,
             "decay": self.decay_1,
         }
+        if self.linear is not None:
+            own["linear"] = self.linear
         return found | self.fields.arrays() | own
 
     @classmethod
@@ -127,6 +145,7 @@ class QueryTower:
             arrays["decay"],
             {name: Dense(rows, arrays[f"there.{name}"]) for name, rows in below(arrays, "rows.").items()},
             below(arrays, "context."),
+            arrays.get("linear"),
         )
 
     @classmethod

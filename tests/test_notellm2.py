@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from notellm2_case import FEATURES, SMALL, STYLES, items, language, pairs, trained
+from notellm2_case import SMALL, STYLES, items, language, pairs, trained
 
 from recsys.errors import ModelError
 from recsys.models.embedders.contract import ItemContent, PairContext

@@ -4,10 +4,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from recsys.config import Config
 from recsys.models.objective import Loss, ObjectiveConfig
 from recsys.models.trunk import Share
 
 Contrast = Literal["views", "ids", "together"]
+
+
+class LinearConfig(Config):
+    """The closed-form half of the model (see `recsys.models.coldstart.linear`)."""
+
+    weight: Annotated[float, Field(gt=0)] = 8.0
+    """What its scores are multiplied by before those of the network are added; without a network they lie between 0
+    and 1 for the most part."""
+    width: Annotated[int, Field(ge=1)] = 256
+    """Dimensions of its vectors, beside those of the network."""
+    regularisation: Annotated[float, Field(gt=0)] = 200.0
+    """lambda of EASE."""
+    content_regularisation: Annotated[float, Field(gt=0)] = 400.0
+    """Of the regression on content."""
+    half: Annotated[float, Field(gt=0)] = 2.0
+    """Training rows at which an item is half its own vector, half what its content says."""
 
 
 class ColdStartConfig(ObjectiveConfig):
@@ -67,5 +84,7 @@ class ColdStartConfig(ObjectiveConfig):
     """Users a step."""
     targets: Annotated[int, Field(ge=1)] = 100
     """Most items that a step asks of each user, drawn anew every time."""
+    linear: LinearConfig | None = None
+    """A closed-form half, whose scores are added; None = the network alone."""
     loss: Loss = "full"
     """The recommendation loss (see `ObjectiveConfig`)."""

@@ -121,18 +121,24 @@ class TableFields(nn.Module):
 
     def forward(self, rows_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """([N, F, D], strengths [N, F])."""
-        vectors = [self.get_buffer(f"values_{n}")[rows_N] @ one for n, one in enumerate(self.maps)]
+        vectors = [values[rows_N] @ one for values, one in zip(self.values(), self.maps, strict=True)]
         present_NF = self.present_EF[rows_N]
         if not vectors:
             return present_NF[..., None], present_NF
         return torch.stack(vectors, dim=1), present_NF
 
-    def learnt(self) -> FieldMaps:
-        """As they stand now, for rows as tables have them."""
+    def values(self) -> list[torch.Tensor]:
+        """[E, K] of every field, those of the rows that have it not included."""
+        return [self.get_buffer(f"values_{number}") for number in range(len(self.places))]
+
+    def learnt(self, maps_KD: Sequence[np.ndarray] | None = None) -> FieldMaps:
+        """As they stand now, or other maps of the same values, for rows as tables have them."""
         means, maps = {}, {}
-        for place, weight in zip(self.places, self.maps, strict=True):
+        if maps_KD is None:
+            maps_KD = [weight.detach().cpu().numpy() for weight in self.maps]
+        for place, weight in zip(self.places, maps_KD, strict=True):
             means[place.name], base_FK = self.bases[place.name]
-            map_KD = weight.detach().cpu().numpy().astype(np.float64)
+            map_KD = weight.astype(np.float64)
             maps[place.name] = (map_KD if base_FK is None else base_FK.astype(np.float64) @ map_KD).astype(
                 np.float32
             )

@@ -38,7 +38,9 @@ class ColdStart(VectorModel[ColdStartConfig], LoopedModel[ColdStartConfig]):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return (self.config.width,)
+        """Of all of a vector: the network's values, those of the closed-form half, and the bias."""
+        linear = self.config.linear
+        return (self.config.width + (0 if linear is None else linear.width),)
 
     @property
     def scores_cold_items(self) -> bool:
@@ -81,7 +83,10 @@ class ColdStart(VectorModel[ColdStartConfig], LoopedModel[ColdStartConfig]):
         module = self.module.eval()
         items, users = module.items, module.users
         bias_D, cold = module.bias.cpu().numpy(), module.cold.cpu().numpy()
-        encoding = GatedItems(_fusion(items), items.fields.learnt(), bias_D.copy(), cold.copy())
+        linear = module.linear
+        encoding = GatedItems(
+            _fusion(items), items.fields.learnt(), bias_D.copy(), cold.copy(), linear and linear.maps
+        )
         items_ID, weights = self._items(encoding, items, module.own_bias.cpu().numpy())
         self.beside = encoding, weights
         context = {
@@ -99,6 +104,7 @@ class ColdStart(VectorModel[ColdStartConfig], LoopedModel[ColdStartConfig]):
             np.array([module.decay], np.float32),
             self.user_rows,
             context,
+            self.config.linear and np.array([self.config.linear.weight], np.float32),
         )
         return Vectors(tower, items_ID, np.zeros(len(items_ID), np.float32))
 
@@ -112,7 +118,10 @@ class ColdStart(VectorModel[ColdStartConfig], LoopedModel[ColdStartConfig]):
             np.concatenate([strength_I[:, None], strength_NF], axis=1),
         )
         own_I = np.where(strength_I > 0, own_bias_I, encoding.cold[0])
-        return with_bias(found.vectors_ND, found.vectors_ND @ encoding.bias_D + own_I), found
+        bias_I = found.vectors_ND @ encoding.bias_D + own_I
+        linear = self.module.linear
+        parts = [found.vectors_ND] if linear is None else [found.vectors_ND, linear.items_IL]
+        return with_bias(np.concatenate(parts, axis=1), bias_I), found
 
     def gates(
         self, *, items: Mapping[str, Dense] | np.ndarray | None = None, queries: Queries | None = None

@@ -11,6 +11,7 @@ from recsys.models.base import FitContext
 from recsys.models.coldstart.config import ColdStartConfig
 from recsys.models.coldstart.contrast import info_nce
 from recsys.models.coldstart.fusion import FusionModule, TableFields, entropy
+from recsys.models.coldstart.linear import linear_half
 from recsys.models.coldstart.teacher import wmf
 from recsys.models.losses import Widths
 from recsys.models.objective import Objective
@@ -104,6 +105,7 @@ class ColdStartModule(nn.Module):
         if config.context:
             self.hour = nn.Parameter(torch.randn(24, width - 1) * _INITIAL)
             self.weekday = nn.Parameter(torch.randn(7, width - 1) * _INITIAL)
+        self.linear = None if config.linear is None else linear_half(log, self.items.fields, config.linear)
         share_I = counts_I / max(counts_I.sum(), 1)
         self.register_buffer("share_I", torch.from_numpy(share_I).float(), persistent=False)
         self.decay = 0.0 if config.half_life is None else math.log(2) / config.half_life

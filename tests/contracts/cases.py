@@ -231,7 +231,7 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
     "semco": ({"settings": _TOWER, "train": _LONGER, "claims": ("content",), "order_matters": True},),
     "coldstart": (
         {
-            "settings": _COLD | {"tables": ["text", "about"]},
+            "settings": _COLD | {"tables": ["text", "about"], "linear": {"width": 8}},
             "train": _LONGER,
             "claims": ("attributes", "content"),
             "order_matters": True,
