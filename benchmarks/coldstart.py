@@ -21,7 +21,6 @@ content no better among cold items than constant content.
 import argparse
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from coldstart_runs import Column, FirstShots, Place, against, fitted, judged
+from coldstart_runs import Column, FirstShots, Job, Place, against, fitted, judged, prepare
 from matplotlib import pyplot as plt
 
 from recsys.evaluate import Evaluation, evaluate
@@ -48,22 +47,35 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "without fusion gate": {"fusion": False},
     "without contrastive loss": {"contrastive": []},
     "none of them": {"selection": False, "fusion": False, "contrastive": []},
+    "without closed-form half": {"linear": None},
+    "closed-form half alone": {"linear": {"weight": 1e6}, "train": {"epochs": 1}},
 }
 
 
 class Bench:
     """Partitions and seeds, and where results go. short: targets that were missed."""
 
-    def __init__(self, out: Path, partitions: Sequence[int], seeds: Sequence[int]):
-        self.out, self.seeds, self.short = out, seeds, []
+    def __init__(self, out: Path, partitions: Sequence[int], seeds: Sequence[int], workers: int):
+        self.out, self.seeds, self.short, self.workers = out, seeds, [], workers
         self.places = [Place.of(SMALL, out, f"split.seed={number}") for number in partitions]
 
     def all(
-        self, name: str, changes: Mapping[str, Any] | None = None, **options: Any
+        self, name: str, changes: Mapping[str, Any] | None = None, control: str = ""
     ) -> list[list[Evaluation]]:
         return [
-            [judged(place, name, seed, changes, **options) for seed in self.seeds] for place in self.places
+            [judged(place, name, seed, changes, control=control) for seed in self.seeds]
+            for place in self.places
         ]
+
+    def prepare(self, *asked: tuple[str, Mapping[str, Any] | None, str]) -> None:
+        """(model, changes, control) of what `all` is going to be asked for, fitted several at once."""
+        jobs = [
+            Job(place, name, seed, changes, "test", control)
+            for name, changes, control in asked
+            for place in self.places
+            for seed in self.seeds
+        ]
+        prepare(jobs, self.workers)
 
     def need(self, holds: bool, what: str) -> None:
         if not holds:
@@ -71,11 +83,9 @@ class Bench:
 
     def headline(self) -> None:
         """Every model of the recipe in every pool."""
-        found = {}
-        for name in self.places[0].recipe.models:
-            started = time.process_time()
-            found[name] = self.all(name)
-            print(f"    {name}: {time.process_time() - started:.0f} CPU s", file=sys.stderr, flush=True)
+        names = list(self.places[0].recipe.models)
+        self.prepare(*((name, None, "") for name in names))
+        found = {name: self.all(name) for name in names}
         for k in (10, 20):
             print(f"\n| at {k} | {' | '.join(f'{pool} {one}' for pool in POOLS for one in METRICS)} |")
             print(f"| --- |{' --- |' * len(POOLS) * len(METRICS)}")
@@ -114,6 +124,7 @@ class Bench:
             print(f"| {name} | {' | '.join(cells)} |")
 
     def ablation(self) -> None:
+        self.prepare(*((OURS, changes, "") for changes in SWITCHES.values()))
         print(f"\n| NDCG@20 | {' | '.join(POOLS)} |\n| --- |{' --- |' * len(POOLS)}")
         for label, changes in SWITCHES.items():
             found = self.all(OURS, changes)
@@ -122,8 +133,9 @@ class Bench:
 
     def controls(self) -> None:
         print(f"\n| NDCG@20 | {' | '.join(POOLS)} |\n| --- |{' --- |' * len(POOLS)}")
-        cold = {}
-        for control in ("", "shuffled", "constant"):
+        cold, controls = {}, ("", "shuffled", "constant")
+        self.prepare(*((OURS, None, control) for control in controls))
+        for control in controls:
             found = self.all(OURS, control=control)
             columns = {pool: Column.of(found, f"test/ndcg_at_20{key}") for pool, key in POOLS.items()}
             cold[control] = columns["cold"].mean
@@ -135,10 +147,11 @@ class Bench:
     def rates(self) -> None:
         """Validation NDCG@20 in every pool by learning rate, first partition."""
         place, lines = self.places[0], {pool: [] for pool in POOLS}
+        changes = {rate: {"train": {"lr": rate}} for rate in RATES}
+        jobs = [Job(place, OURS, seed, one, "valid", "") for one in changes.values() for seed in self.seeds]
+        prepare(jobs, self.workers)
         for rate in RATES:
-            found = [
-                [judged(place, OURS, seed, {"train": {"lr": rate}}, part="valid") for seed in self.seeds]
-            ]
+            found = [[judged(place, OURS, seed, changes[rate], part="valid") for seed in self.seeds]]
             for pool, key in POOLS.items():
                 lines[pool].append(Column.of(found, f"valid/ndcg_at_20{key}").mean)
         figure, axes = plt.subplots(figsize=(5, 3.2))
@@ -220,11 +233,13 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(STUDIES), help="tables, of: " + ", ".join(STUDIES))
     parser.add_argument("--partitions", type=int, default=5, help="item partitions")
     parser.add_argument("--seeds", type=int, default=3, help="model seeds of each partition")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, help="fits at once, a core each")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of boxes and results")
     parser.add_argument("--check", action="store_true", help="exit 1 where a target falls short")
     options = parser.parse_args()
     partitions, seeds = (1, 1) if options.quick else (options.partitions, options.seeds)
-    bench = Bench(options.out, range(partitions), range(seeds))
+    bench = Bench(options.out, range(partitions), range(seeds), options.workers)
     for study in ["headline"] if options.quick else options.only.split(","):
         print(f"\n## {study}: {partitions} partitions, {seeds} seeds")
         getattr(bench, study)()

@@ -1,11 +1,16 @@
 """Fits and evaluations behind benchmarks/coldstart.py, kept on disk: each is made once."""
 
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from recsys.config import parse
 from recsys.evaluate import Evaluation, evaluate, validation_metric
@@ -105,6 +110,35 @@ def judged(
         protocol = Protocol(ks=(10, 20), slices=SLICES, bootstrap=0)
         evaluate(model, place.split, part, protocol, name=name, progress=False).save(folder)
     return Evaluation.load(folder)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `judged` is asked for."""
+
+    place: Place
+    name: str
+    seed: int
+    changes: Mapping[str, Any] | None
+    part: str
+    control: str
+
+    def __call__(self) -> tuple[str, float]:
+        """(name, CPU seconds it took)."""
+        started = time.process_time()
+        judged(self.place, self.name, self.seed, self.changes, part=self.part, control=self.control)
+        return self.name, time.process_time() - started
+
+
+def prepare(jobs: Sequence[Job], workers: int) -> None:
+    """Make what is not there yet, several at once, each on one thread."""
+    spent: dict[str, float] = {}
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for done in as_completed([pool.submit(job) for job in jobs]):
+            name, seconds = done.result()
+            spent[name] = spent.get(name, 0) + seconds
+    for name, seconds in spent.items():
+        print(f"    {name}: {seconds:.0f} CPU s", file=sys.stderr, flush=True)
 
 
 def table_digest(table: Dense | Fields) -> str:
