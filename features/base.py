@@ -2,7 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -49,6 +50,20 @@ class TableMaker(ABC, Generic[ConfigT]):
         """Everything a row depends on besides its content: encoder, weights hash, preprocessing, template."""
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a bundle carries so that a new item's rows in other tables become its row in this one.
+
+    settings: of the maker, but for the folders that it reads. tables: name it knows a table under -> table of
+    [features]. template: of the text that is read besides; None = none is. files: name -> content.
+    """
+
+    settings: Mapping[str, Any]
+    tables: Mapping[str, str]
+    template: str | None
+    files: Mapping[str, bytes]
+
+
 class FittedExtractor(TableMaker[ConfigT]):
     """Fitted on the train part and applied to every row: vocabularies, statistics, projections.
 
@@ -68,6 +83,11 @@ class FittedExtractor(TableMaker[ConfigT]):
     @abstractmethod
     def table(self, name: str, dataset: Dataset, split: Split | None, tables: Mapping[str, Table]) -> Table:
         """The table `name`; `tables` holds those named by `sources`."""
+
+    def served(self, table: Table, split: Split, source: Callable[[str], Table]) -> Served | None:
+        """What makes rows of new items as `table` was made; None where serving can make none. source: loads one of
+        `sources`."""
+        return None
 
 
 class Extractor(TableMaker[ConfigT]):

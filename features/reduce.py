@@ -1,6 +1,6 @@
 """A dense table brought to fewer dimensions: PCA or whitening, fitted on the train part."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from recsys.dataset import Dataset
 from recsys.errors import FeatureError
-from recsys.features.base import ExtractorConfig, FittedExtractor
+from recsys.features.base import ExtractorConfig, FittedExtractor, Served
 from recsys.features.metadata import trained_ids
 from recsys.features.table import FeatureTable, Table
 from recsys.features.whitening import Whitening
@@ -52,10 +52,7 @@ class ReduceExtractor(FittedExtractor[ReduceConfig]):
                 where=f"features.{name}.of",
                 expected="a table of vectors",
             )
-        ids = trained_ids(split, source.entity)
-        fitted_E = source.ids.is_in(ids.implode()).to_numpy()
-        dense = source.align(source.ids)
-        reduction = Whitening.fit(dense, fitted_E, self.config.dims, scaled=self.config.whiten)
+        reduction, fitted_E = self._fitted(source, split)
         values_EF = reduction(source.values_EF, source.present_E)
         values_EF[~source.present_E] = np.nan
         manifest = {"modality": source.manifest.get("modality", self.modality)} | dict(self.identity())
@@ -68,3 +65,25 @@ class ReduceExtractor(FittedExtractor[ReduceConfig]):
             source.entity, name, source.ids, source.hashes_E, manifest, values_EF, source.present_E
         )
         return table.hidden(self.config.hide, self.config.hide_seed) if self.config.hide else table
+
+    def served(self, table: Table, split: Split, source: Callable[[str], Table]) -> Served:
+        """Fitted once more. Raises FeatureError where that gives another table than the one that is there."""
+        read = source(self.config.of)
+        reduction, _ = self._fitted(read, split)
+        there_E = table.present_E & read.present_E
+        expected_EK, again_EK = table.values_EF[there_E], reduction(read.values_EF, there_E)[there_E]
+        if expected_EK.shape != again_EK.shape or not np.allclose(
+            expected_EK, again_EK, rtol=1e-4, atol=1e-4
+        ):
+            raise FeatureError(
+                f"fitted again it is not the reduction that made the table {table.name!r}",
+                where=f"features.{table.name}", fix="remove the table's box, which another machine may have made",
+            )  # fmt: skip
+        settings = self.config.model_dump(mode="json", exclude_unset=True)
+        return Served(settings, {"of": self.config.of}, None, reduction.files())
+
+    def _fitted(self, source: FeatureTable, split: Split) -> tuple[Whitening, np.ndarray]:
+        """The reduction, and the mask of the rows that training saw."""
+        fitted_E = source.ids.is_in(trained_ids(split, source.entity).implode()).to_numpy()
+        dense = source.align(source.ids)
+        return Whitening.fit(dense, fitted_E, self.config.dims, scaled=self.config.whiten), fitted_E

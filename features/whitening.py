@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load, save
 
 from recsys.schema import Dense
+
+_FILE, _PREFIX = "whitening.safetensors", "fitted"
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,12 @@ class Whitening:
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray], prefix: str) -> "Whitening":
         return cls(state[f"{prefix}.mean"], state[f"{prefix}.map"])
+
+    def files(self) -> dict[str, bytes]:
+        """What `read_whitening` finds in a folder, by file name."""
+        arrays = {name: np.ascontiguousarray(value) for name, value in self.state(_PREFIX).items()}
+        return {_FILE: save(arrays)}
+
+
+def read_whitening(folder: Path) -> Whitening:
+    return Whitening.from_state(load((folder / _FILE).read_bytes()), _PREFIX)

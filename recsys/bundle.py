@@ -11,6 +11,7 @@ states.NAME.safetensors   what long histories leave behind in a recurrent model 
 popularity.safetensors   how often each item was taken on each day up to the cut, where the data has times
 generator.NAME.safetensors, ranker.txt, ranker.safetensors   the second stage, where there is one: generators' forms,
                      LightGBM's text form, and what its features are made of
+encoders/TABLE/      what makes a new item's row in a table that stands on others: a learnt embedder, a reduction
 thumbnails.parquet   small pictures by item index, where they were asked for
 LICENCE.txt          of the data
 reports/             metrics; outside bundle_id
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 COUNTS = "item_counts"
+ENCODERS = "encoders"
 DESCRIBED = (
     "model", "program", "meta", "widths", "blocks", "id_type", "split_id", "last_event", "recipe", "fingerprints",
     "flags", "counts", "encoding", "content", "generators", "ranker",
@@ -162,6 +164,16 @@ class Bundle:
         """Item index -> JPEG."""
         path = self.path / "thumbnails.parquet"
         return dict(_read_parquet(path).iter_rows()) if path.name in self.manifest["files"] else {}
+
+    @property
+    def encoder_files(self) -> dict[str, bytes]:
+        """TABLE/FILE -> content, of all below encoders/."""
+        below = f"{ENCODERS}/"
+        return {
+            name.removeprefix(below): (self.path / name).read_bytes()
+            for name in self.manifest["files"]
+            if name.startswith(below)
+        }
 
     @cached_property
     def ranker(self) -> Ranker | None:

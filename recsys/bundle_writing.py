@@ -12,7 +12,7 @@ import polars as pl
 from safetensors.numpy import save
 
 from recsys import schema
-from recsys.bundle import COUNTS, FORMAT_VERSION, Bundle, histories_of, identity, read_vectors
+from recsys.bundle import COUNTS, ENCODERS, FORMAT_VERSION, Bundle, histories_of, identity, read_vectors
 from recsys.errors import BundleError, ModelError
 from recsys.files import file_sha256, new_folder, write_json
 from recsys.item_blocks import VectorType, write_vectors
@@ -37,6 +37,7 @@ class BundleContent:
     catalogues, where Faiss is installed and the index finds enough. exported_from:
     bundle_id and width, where this is a part of another bundle; not covered by bundle_id. popularity: of the rows up to
     the cut. content: feature table -> how its rows come about, for items added later (see `recsys.serving.content`).
+    encoders: TABLE/FILE -> content, of what makes rows of tables that stand on others.
     thumbnails: item index -> JPEG. ranker, and generators (name -> (registered model, form)) for all that it names: the
     second stage.
     """
@@ -63,6 +64,7 @@ class BundleContent:
     exported_from: Mapping[str, Any] | None = None
     popularity: Popularity | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
+    encoders: Mapping[str, bytes] = field(default_factory=dict)
     thumbnails: Mapping[int, bytes] = field(default_factory=dict)
     ranker: Ranker | None = None
     generators: Mapping[str, tuple[str, Form]] = field(default_factory=dict)
@@ -92,6 +94,10 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
         if content.thumbnails:
             pictures = pl.DataFrame(list(content.thumbnails.items()), ["item", "jpeg"], orient="row")
             pictures.write_parquet(target / "thumbnails.parquet")
+        for name, data in content.encoders.items():
+            path = target / ENCODERS / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         if content.ranker is not None:
             _write_second_stage(target, content)
         if content.users is not None and content.states:
@@ -99,7 +105,11 @@ def write_bundle(folder: Path, content: BundleContent) -> "Bundle":
         reports = dict(content.reports) | _write_index(target, content)
         if content.licence_text:
             (target / "LICENCE.txt").write_text(content.licence_text, encoding="utf-8")
-        files = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
+        files = {
+            path.relative_to(target).as_posix(): file_sha256(path)
+            for path in sorted(target.rglob("*"))
+            if path.is_file()
+        }
         described = {
             "model": content.model,
             **form_facts(form),

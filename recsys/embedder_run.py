@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from recsys.dataset import Dataset
 from recsys.embedder_recipe import embedder_of
@@ -20,7 +21,7 @@ from recsys.features.language import open_language_model
 from recsys.features.table import FeatureTable, Table
 from recsys.features.text.extractor import TextConfig, TextExtractor
 from recsys.files import digest
-from recsys.learnt_run import check_language, read_run, read_weights
+from recsys.learnt_run import check_language, read_run, read_weights, run_files
 from recsys.models.embedders.contract import Embedder, ItemContent
 from recsys.models.notellm2.language import LanguageModel
 from recsys.schema import Dense
@@ -36,16 +37,19 @@ def item_content(dataset: Dataset, template: str | None, tables: Mapping[str, Ta
     """Texts and vectors of all items of a Dataset, in its order. template: None = texts are not read. tables: by the
     names that a model knows them under."""
     ids = dataset.items["item_id"]
-    texts: list[str | None] = [None] * len(ids)
-    if template is not None:
-        texts = list(TextExtractor(TextConfig(template=template)).contents(dataset.items, None))
     dense = {}
     for name, table in tables.items():
         if not isinstance(table, FeatureTable) or table.entity != "item":
             held = "typed fields" if table.entity == "item" else f"rows of {table.entity}s"
             raise FeatureError(f"table {name!r} holds {held}", expected="a table of vectors of items")
         dense[name] = table.align(ids)
-    return ItemContent(texts, dense)
+    return ItemContent(_texts(dataset.items, template), dense)
+
+
+def _texts(items: pl.DataFrame, template: str | None) -> list[str | None]:
+    if template is None:
+        return [None] * len(items)
+    return list(TextExtractor(TextConfig(template=template)).contents(items, None))
 
 
 def language_model(name: str) -> LanguageModel:
@@ -87,6 +91,11 @@ class EmbedderRun:
         """Kind and settings of the tables that the model reads, and of those that these stand on, by name."""
         return self.facts["recipe"]["tables"]
 
+    @property
+    def template(self) -> str | None:
+        """Of the texts that the model reads; None = it reads none."""
+        return self.facts["recipe"]["template"]
+
     @cached_property
     def untrained(self) -> Embedder:
         """The model without its weights: what it reads and gives."""
@@ -104,7 +113,7 @@ class EmbedderRun:
         found = {"extractor": "embedder"} | {name: facts[name] for name in read}
         found |= {"config": facts["recipe"]["config"], "pairs": facts["pairs"]["fingerprint"]}
         if self.untrained.reads_texts:
-            found |= {"language": facts["language"], "template": facts["recipe"]["template"]}
+            found |= {"language": facts["language"], "template": self.template}
         return found
 
     def content(self, dataset: Dataset, tables: Mapping[str, Table]) -> ItemContent:
@@ -120,9 +129,28 @@ class EmbedderRun:
                     expected=f"kind and settings {self.tables[name]}",
                 )
         read = {name: tables[name] for name in self.untrained.tables}
-        found = item_content(dataset, self.facts["recipe"]["template"], read)
-        dense = {name: _of_width(one, self.facts["widths"][name]) for name, one in found.tables.items()}
-        return ItemContent(found.texts, dense)
+        return self._fitting(item_content(dataset, self.template, read))
+
+    def new_content(self, items: pl.DataFrame, rows: Mapping[str, Dense]) -> ItemContent:
+        """The same of items of no Dataset. items: a row each, with the template's columns. rows: in that order, by the
+        names that the model knows the tables under; what made them is not checked."""
+        read = {name: rows[name] for name in self.untrained.tables}
+        return self._fitting(ItemContent(_texts(items, self.template), read))
+
+    def _fitting(self, content: ItemContent) -> ItemContent:
+        widths = self.facts["widths"]
+        dense = {name: _of_width(one, widths[name]) for name, one in content.tables.items()}
+        return ItemContent(content.texts, dense)
+
+    def files(self) -> dict[str, bytes]:
+        """What makes the same vectors elsewhere, as `open` finds it in a folder: without the folders of the runs that
+        this one stands on. Raises FeatureError where the weights were changed."""
+        tables = {
+            name: {key: value for key, value in settings.items() if key != "run"}
+            for name, settings in self.tables.items()
+        }
+        facts = dict(self.facts) | {"recipe": self.facts["recipe"] | {"tables": tables}}
+        return run_files(self.folder, facts)
 
     @cached_property
     def model(self) -> Embedder:

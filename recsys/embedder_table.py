@@ -1,23 +1,25 @@
 """A trained embedder as a maker of feature tables: [features.NAME] kind = "embedder"."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 from pydantic import Field
 
 from recsys.dataset import Dataset
 from recsys.embedder_run import EmbedderRun
 from recsys.errors import ConfigError, FeatureError
-from recsys.features.base import ExtractorConfig, FittedExtractor
+from recsys.features.base import ExtractorConfig, FittedExtractor, Served
 from recsys.features.store import Store
 from recsys.features.table import FeatureTable, Table
 from recsys.files import digest
 from recsys.models.embedders.contract import IMAGE, TEXT, ItemContent, unit
 from recsys.progress import track
+from recsys.schema import Dense
 from recsys.splits import Split
 
 _CHUNK = 512
@@ -120,14 +122,32 @@ class EmbedderExtractor(FittedExtractor[EmbedderTableConfig]):
             _hash(text, [hashes[row] for hashes in read]) if present_E[row] else ""
             for row, text in enumerate(content.texts)
         )
-        values_EF = self._vectors(content, hashes_E)
-        if config.width is not None:
-            values_EF = unit(values_EF[:, : config.width])
+        values_EF = self._cut(self._vectors(content, hashes_E))
         manifest = {"modality": self.modality} | identity | {"rows": letters}
         if run.split_id is not None:
             manifest["split_id"] = run.split_id
         table = FeatureTable("item", name, ids, hashes_E, manifest, values_EF, present_E)
         return table.hidden(config.hide, config.hide_seed) if config.hide else table
+
+    def rows(self, items: pl.DataFrame, tables: Mapping[str, Dense]) -> np.ndarray:
+        """[N, D] of new items, NaN where one has nothing of what the run reads. items and tables: as
+        `EmbedderRun.new_content` takes them."""
+        content = self.run.new_content(items, tables).only(self.config.inputs)
+        there = np.flatnonzero(content.has(TEXT) | content.has(IMAGE))
+        width = self.config.width or self.run.untrained.widths[-1]
+        values_NF = np.full((len(items), width), np.nan, np.float32)
+        if len(there):
+            found = self.run.model.encode(content.take(there), self.config.batch_size)
+            values_NF[there] = self._cut(found[self.config.vector])
+        return values_NF
+
+    def served(self, table: Table, split: Split, source: Callable[[str], Table]) -> Served:
+        """The run itself, without what it embedded. Raises FeatureError where its weights were changed."""
+        settings = self.config.model_dump(mode="json", exclude_unset=True, exclude={"run"})
+        return Served(settings, self._names, self.run.template, self.run.files())
+
+    def _cut(self, values_EF: np.ndarray) -> np.ndarray:
+        return values_EF if self.config.width is None else unit(values_EF[:, : self.config.width])
 
     def _vectors(self, content: ItemContent, hashes_E: Sequence[str]) -> np.ndarray:
         """[E, D], NaN where there is nothing; what the store lacks is encoded, chunk by chunk."""

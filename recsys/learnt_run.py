@@ -1,5 +1,6 @@
 """A folder of what was learnt: run.json, and weights.safetensors. A frozen language model is named there, not kept."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,10 +48,20 @@ def read_run(folder: Path, kind: str, version: int) -> dict[str, Any]:
 
 def read_weights(folder: Path, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Raises FeatureError where they are not those of the facts."""
+    return load(_weights(folder, facts))
+
+
+def run_files(folder: Path, facts: Mapping[str, Any]) -> dict[str, bytes]:
+    """A run as it goes elsewhere: these facts, and the weights, by file name. Raises as `read_weights`."""
+    return {_FACTS: (json.dumps(facts, indent=2) + "\n").encode(), _WEIGHTS: _weights(folder, facts)}
+
+
+def _weights(folder: Path, facts: Mapping[str, Any]) -> bytes:
     path = folder / _WEIGHTS
-    if not path.is_file() or file_sha256(path) != facts["weights"]:
+    data = path.read_bytes() if path.is_file() else None
+    if data is None or hashlib.sha256(data).hexdigest() != facts["weights"]:
         raise FeatureError("the weights are missing or were changed", where=path, fix=_AGAIN)
-    return load(path.read_bytes())
+    return data
 
 
 def check_language(facts: Mapping[str, Any], given: Mapping[str, Any], name: str) -> None:

@@ -62,6 +62,7 @@ ENCODING = {
     "extractor": "recsys.features.extract:make_extractor",
     "typed_rows": "recsys.features.metadata:encode",
     "fields": "recsys.features.field_table:fields_of",
+    "reduction": "recsys.features.whitening:read_whitening",
 }
 """What serving calls for the content of a new item, where it is installed."""
 

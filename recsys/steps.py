@@ -12,6 +12,7 @@ from recsys import schema, splits
 from recsys.boxes import Box
 from recsys.bundle import Bundle
 from recsys.bundle_writing import BundleContent, user_histories, write_bundle
+from recsys.content_facts import content_facts
 from recsys.dataset import Dataset
 from recsys.errors import ConfigError, ModelError, nearest
 from recsys.evaluate import Evaluation, evaluate
@@ -193,6 +194,9 @@ def make_bundle(
     ranker = None if second is None else load_ranker(second.box.folder)
     shipped = ranker is not None and ranker.facts["shipped"]
     form = model.serving_form()
+    facts, encoders = content_facts(recipe.features, tables, split)
+    made_by = recipe.model_dump(mode="json")
+    made_by["features"] |= {name: one["settings"] for name, one in facts.items()}  # names no folder of a run
     content = BundleContent(
         model=one.job.kind,
         form=form,
@@ -204,7 +208,7 @@ def make_bundle(
         id_type=dataset.id_type,
         split_id=split.id,
         last_event=int(history.time_N.max()),
-        recipe=recipe.model_dump(mode="json"),
+        recipe=made_by,
         fingerprints=fingerprints(data, split_box, tables),
         flags={name: bool(getattr(model, name)) for name in flags},
         source=dataset.manifest["source"],
@@ -213,7 +217,8 @@ def make_bundle(
         mlflow_run_id=run_id,
         reports={"fit": one.facts()} | ({} if ranker is None else {"ranker": dict(ranker.facts)}),
         popularity=Popularity.of_log(history) if dataset.has_time else None,
-        content=_content_facts(recipe, tables),
+        content=facts,
+        encoders=encoders,
         thumbnails=thumbnails(dataset, split.item_ids, recipe.bundle.thumbnails),
         ranker=ranker if shipped else None,
         generators=second.forms(one, form) if shipped else {},
@@ -229,18 +234,6 @@ def make_bundle(
             )
     box.folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(box.scratch / "bundle", box.folder)
-
-
-def _content_facts(recipe: Recipe, tables: Mapping[str, Box]) -> dict[str, Any]:
-    """Table -> its entity, its part of the recipe, its width, and for typed fields their vocabularies and statistics:
-    what serving makes rows with, of a new item or of the attributes that come with a question."""
-    found = {}
-    for name, box in tables.items():
-        table = load_table(box.folder)
-        width = as_vectors(table.align(table.ids.head(1))).width
-        facts = {"entity": table.entity, "settings": dict(recipe.features[name]), "width": width}
-        found[name] = facts | {"fields": table.manifest.get("fields")}
-    return found
 
 
 def make_report(

@@ -1,7 +1,8 @@
 """Feature rows of items that come with their content: text and pictures through the encoders the bundle names, where
-they are installed; attributes through its vocabularies. What cannot be encoded is a missing modality, and said so.
+they are installed; attributes through its vocabularies; tables that stand on others by what it carries of them. What
+cannot be encoded is a missing modality, and said so.
 
-The encoders need torch and are found through the registry when an item with such content comes: serving starts
+Most encoders need torch and are found through the registry when an item with such content comes: serving starts
 without them.
 """
 
@@ -9,10 +10,9 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from importlib.util import find_spec
+from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,10 +22,9 @@ from recsys.bundle import Bundle
 from recsys.errors import RequestError
 from recsys.registry import load_function
 from recsys.schema import Dense
+from recsys.serving.derived import Reader, derived, has_torch
 
-Reader = Literal["torch", "vocabulary", "own", "none"]
-"""What encodes raw content: an encoder that needs torch, the vocabularies in the bundle, an extractor of the user's
-own; none: send vectors, or go without."""
+_NEED_TORCH = ("text", "image", "image_tokens")
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,28 @@ class ContentEncoder:
             for name, table in bundle.manifest["content"].items()
             if table.get("entity", "item") == "item"
         }
+        self._derived = derived(self.tables, bundle.path)
+        below = {name: one.tables.values() for name, one in self._derived.items()}
+        order = TopologicalSorter({name: below.get(name, ()) for name in self.tables})
+        self._order = tuple(order.static_order())
+        self._made: dict[str, Any] = {}
 
     def encoders(self) -> dict[str, Reader]:
         """What encodes raw content of each table here."""
-        return {name: self._kind(table) for name, table in self.tables.items()}
+        found: dict[str, Reader] = {}
+        for name in self._order:
+            one = self._derived.get(name)
+            found[name] = self._reader(name) if one is None else one.reader(found)
+        return {name: found[name] for name in self.tables}
 
-    @cached_property
-    def _has_torch(self) -> bool:
-        return find_spec("torch") is not None
-
-    def _kind(self, table: Mapping[str, Any]) -> Reader:
-        kind = table["settings"]["kind"]
+    def _reader(self, name: str) -> Reader:
+        """Of a table that stands on no other."""
+        kind = self.tables[name]["settings"]["kind"]
         if kind == "metadata":
             return "vocabulary"
         if ":" in kind:
             return "own"
-        return "torch" if kind in ("text", "image") and self._has_torch else "none"
+        return "torch" if kind in _NEED_TORCH and has_torch() else "none"
 
     def rows(self, items: Sequence[NewItem]) -> dict[str, Dense]:
         """Table -> rows of the items, absent where an item lacks the content or nothing here encodes it.
@@ -79,7 +84,10 @@ class ContentEncoder:
                     f"features of {unknown[0]!r}", where=f"item {item.item_id!r}",
                     expected=f"one of: {', '.join(self.tables) or 'none, the model reads no content'}",
                 )  # fmt: skip
-        return {name: self._table(name, table, items) for name, table in self.tables.items()}
+        found: dict[str, Dense] = {}
+        for name in self._order:
+            found[name] = self._table(name, items, found)
+        return {name: found[name] for name in self.tables}
 
     def missing(self, items: Sequence[NewItem], rows: Mapping[str, Dense]) -> dict[int | str, list[str]]:
         """Item id -> tables that it has no row in."""
@@ -89,8 +97,9 @@ class ContentEncoder:
         }
         return {item_id: names for item_id, names in found.items() if names}
 
-    def _table(self, name: str, table: Mapping[str, Any], items: Sequence[NewItem]) -> Dense:
-        values_EF = np.full((len(items), int(table["width"])), np.nan, np.float32)
+    def _table(self, name: str, items: Sequence[NewItem], below: Mapping[str, Dense]) -> Dense:
+        """below: rows of the items in the tables that it stands on, and others."""
+        values_EF = np.full((len(items), int(self.tables[name]["width"])), np.nan, np.float32)
         raw = [number for number, item in enumerate(items) if name not in item.features]
         for number, item in enumerate(items):
             if name in item.features:
@@ -101,18 +110,29 @@ class ContentEncoder:
                         expected=f"{values_EF.shape[1]} finite values",
                     )  # fmt: skip
                 values_EF[number] = vector
-        kind = self._kind(table)
-        if raw and kind == "vocabulary":
-            values_EF[raw] = _fields(table, [items[number] for number in raw])
-        elif raw and kind != "none":
-            values_EF[raw] = self._encoded(name, table["settings"], [items[number] for number in raw])
+        if raw:
+            there = {other: Dense(one.values_EF[raw], one.present_E[raw]) for other, one in below.items()}
+            values_EF[raw] = self._read(name, [items[number] for number in raw], there)
         return Dense(values_EF, np.isfinite(values_EF).all(axis=1))
+
+    def _read(self, name: str, items: Sequence[NewItem], below: Mapping[str, Dense]) -> np.ndarray:
+        """[N, F] of raw content, NaN where an item has none that is read here."""
+        table = self.tables[name]
+        if name in self._derived:
+            one = self._derived[name]
+            return one.rows(_frame(items, None, _columns(one.template)), below)
+        reader = self._reader(name)
+        if reader == "vocabulary":
+            return _fields(table, items)
+        if reader == "none":
+            return np.full((len(items), int(table["width"])), np.nan, np.float32)
+        return self._encoded(name, table["settings"], items)
 
     def _encoded(self, name: str, settings: Mapping[str, Any], items: Sequence[NewItem]) -> np.ndarray:
         """[N, F], NaN where an item has no such content or it cannot be read."""
         extractor = self._extractors(name, settings)
         with tempfile.TemporaryDirectory() as folder:
-            named = re.findall(r"{(\w+)}", settings.get("template", ""))
+            named = _columns(settings.get("template"))
             contents = extractor.contents(_frame(items, Path(folder), named), Path(folder))
             flat = [content for content in contents if content is not None]
             out = np.full((len(items), int(self.tables[name]["width"])), np.nan, np.float32)
@@ -125,12 +145,15 @@ class ContentEncoder:
         return out
 
     def _extractors(self, name: str, settings: Mapping[str, Any]) -> Any:
-        kept = self.__dict__.setdefault("_made", {})
-        if name not in kept:
+        if name not in self._made:
             make = load_function("extractor")
-            kept[name] = make(dict(settings), where=f"features.{name}")
-            kept[name].workers = 0  # one picture at a time: processes would cost more than they give
-        return kept[name]
+            self._made[name] = make(dict(settings), where=f"features.{name}")
+            self._made[name].workers = 0  # one picture at a time: processes would cost more than they give
+        return self._made[name]
+
+
+def _columns(template: str | None) -> list[str]:
+    return re.findall(r"{(\w+)}", template or "")
 
 
 def _fields(table: Mapping[str, Any], items: Sequence[NewItem]) -> np.ndarray:

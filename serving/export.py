@@ -41,6 +41,7 @@ def export_bundle(bundle: Bundle, folder: Path, width: int | None, vectors: Vect
         states=max((len(arrays["rows"]) for arrays in bundle.states.values()), default=0),
         popularity=bundle.popularity,
         content=manifest["content"],
+        encoders=bundle.encoder_files,
         thumbnails=bundle.thumbnails,
         **_second_stage(bundle, form),
         exported_from={"bundle_id": bundle.id, "width": form.widths[-1] if form.widths else None},
