@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recsys.boxes import Box
-from recsys.features.base import FittedExtractor
+from recsys.features.base import Extractor, FittedExtractor
 from recsys.features.extract import make_extractor
 from recsys.features.field_table import load_table
 from recsys.fields import as_vectors
@@ -17,9 +17,10 @@ def content_facts(
     """(facts by table, TABLE/FILE -> content): what serving makes rows with, of a new item or of the attributes that
     come with a question.
 
-    Facts are a table's entity, its part of the recipe, its width, for typed fields their vocabularies and statistics
-    ("fields"), and "made_of" where files make its rows from others: these by the names that they are known under
-    ("tables"), and the text that is read besides ("template"). Raises FeatureError where such files cannot be had.
+    Facts are a table's entity, its part of the recipe, its width, whether a row is made of raw content by nothing that
+    was fitted ("raw"), for typed fields their vocabularies and statistics ("fields"), and "made_of" where files make its
+    rows from others: these by the names that they are known under ("tables"), and the text that is read besides
+    ("template"). Raises FeatureError where such files cannot be had.
     """
     facts: dict[str, dict[str, Any]] = {}
     files: dict[str, bytes] = {}
@@ -36,5 +37,9 @@ def content_facts(
             files |= {f"{name}/{file}": data for file, data in served.files.items()}
         width = as_vectors(table.align(table.ids.head(1))).width
         facts[name] = {"entity": table.entity, "settings": settings, "width": width}
-        facts[name] |= {"fields": table.manifest.get("fields"), "made_of": made_of}
+        facts[name] |= {
+            "raw": isinstance(maker, Extractor),
+            "fields": table.manifest.get("fields"),
+            "made_of": made_of,
+        }
     return facts, files

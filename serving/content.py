@@ -65,11 +65,12 @@ class ContentEncoder:
 
     def _reader(self, name: str) -> Reader:
         """Of a table that stands on no other."""
-        kind = self.tables[name]["settings"]["kind"]
+        table = self.tables[name]
+        kind = table["settings"]["kind"]
         if kind == "metadata":
             return "vocabulary"
-        if ":" in kind:
-            return "own"
+        if ":" in kind:  # what an extractor of somebody's own was fitted to is not in the bundle
+            return "own" if table.get("raw", True) else "none"
         return "torch" if kind in _NEED_TORCH and has_torch() else "none"
 
     def rows(self, items: Sequence[NewItem]) -> dict[str, Dense]:

@@ -165,6 +165,17 @@ def test_what_encodes_each_table(case, monkeypatch):
     assert encoder.missing(new, encoder.rows(new)) == {"new 5": ["small", "near"]}
 
 
+def test_an_own_extractor_that_was_fitted_is_no_reader(case):
+    manifest = json.loads(json.dumps(case.bundle.manifest))
+    content = manifest["content"]
+    assert content["text"]["raw"] and not content["near"]["raw"] and not content["white"]["raw"]
+    fitted = {"settings": {"kind": "somebodys.words:Words"}, "raw": False}
+    content["words"] = content["near"] | fitted | {"made_of": None}
+    encoder = ContentEncoder(Bundle(case.bundle.path, manifest))
+    assert encoder.encoders()["words"] == "none"
+    assert not encoder.rows([case.raw(5)])["words"].present_E.any()
+
+
 def test_a_reduction_needs_no_torch(case):
     item = case.raw(6)
     program = f"""
