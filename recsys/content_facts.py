@@ -18,8 +18,8 @@ def content_facts(
     come with a question.
 
     Facts are a table's entity, its part of the recipe, its width, whether a row is made of raw content by nothing that
-    was fitted ("raw"), for typed fields their vocabularies and statistics ("fields"), and "made_of" where files make its
-    rows from others: these by the names that they are known under ("tables"), and the text that is read besides
+    was fitted ("raw"), for typed fields their vocabularies and statistics ("fields"), and "made_of" where files make
+    its rows from others: these by the names that they are known under ("tables"), and the text that is read besides
     ("template"). Raises FeatureError where such files cannot be had.
     """
     facts: dict[str, dict[str, Any]] = {}

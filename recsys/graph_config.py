@@ -7,6 +7,7 @@ from pydantic import Field
 from recsys.config import Config
 
 Count = Annotated[int, Field(ge=1)]
+EXACT_UP_TO = 200_000
 
 
 class NearestConfig(Config):
@@ -21,6 +22,9 @@ class NearestConfig(Config):
     """Keep a neighbour only where the item is among that one's neighbours too."""
     in_degree: Count | None = 50
     """Most items that one item is a neighbour of, the nearest; None = any number."""
+    exact_up_to: Count = EXACT_UP_TO
+    """Items up to which all are compared with all; of more, neighbours are looked up in an index (extra `ann`), which
+    is made to find at least 98 % of them."""
 
 
 class CoOccurrenceConfig(Config):

@@ -244,6 +244,7 @@ def with_graph(dataset: Path) -> dict[str, Any]:
         "knn.neighbours": 3,
         "knn.mutual": False,
         "knn.in_degree": 7,
+        "knn.exact_up_to": 7,
         "co_occurrence.neighbours": 3,
         "co_occurrence.weight": "cosine",
         "co_occurrence.least": 1,

@@ -91,3 +91,28 @@ def test_no_more_than_a_block_of_pairs_is_held(monkeypatch):
     rows = np.random.default_rng(3).normal(size=(100, 4)).astype(np.float32)
     neighbours(Dense(rows, np.ones(100, bool)), np.arange(100), 3, mutual=True, in_degree=2, block=16)
     assert seen == [(16, 100)] * 6 + [(4, 100)]
+
+
+def test_an_index_finds_the_neighbours_of_many_items():
+    """Nearly all of them, with their cosines; none of a row without a direction."""
+    pytest.importorskip("faiss", reason="needs the extra ann")
+    rng = np.random.default_rng(4)
+    centres = rng.normal(size=(20, 8))
+    rows = (centres[rng.integers(20, size=3000)] + 0.3 * rng.normal(size=(3000, 8))).astype(np.float32)
+    rows[7] = 0
+    present = np.arange(3000) != 11
+    table, items = Dense(rows, present), np.arange(3000)
+    exact = neighbours(table, items, 6, mutual=False, in_degree=None)
+    found = neighbours(table, items, 6, mutual=False, in_degree=None, exact_up_to=2000)
+    wanted, given = (dict(zip(_pairs(one), one[2], strict=True)) for one in (exact, found))
+    shared = wanted.keys() & given.keys()
+    assert len(shared) > 0.97 * len(wanted) and len(given) == len(wanted)
+    assert max(abs(wanted[pair] - given[pair]) for pair in shared) < 1e-5
+    assert not {7, 11} & {end for pair in given for end in pair} and all(i != j for i, j in given)
+
+
+def _pairs(found):
+    indptr, indices, _ = found
+    return list(
+        zip(np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)).tolist(), indices.tolist(), strict=True)
+    )

@@ -63,6 +63,7 @@ def _nearest(config: NearestConfig, table: Dense, trained_I: np.ndarray) -> Rela
         config.neighbours,
         mutual=config.mutual,
         in_degree=config.in_degree,
+        exact_up_to=config.exact_up_to,
     )
     source_E = np.repeat(np.arange(len(trained_I)), np.diff(indptr_I1))
     alike_E = cosine_E > 0
