@@ -99,8 +99,32 @@ class Objective(nn.Module):
     def forward(self, scores: Scores, columns: Columns) -> tuple[torch.Tensor, dict[str, float]]:
         """(loss, loss at each width, for tracking). scores: of the columns, in their order."""
         loss, per_width_K = self._loss(scores, columns)
+        return loss, self._named(per_width_K)
+
+    def _named(self, per_width_K: torch.Tensor) -> dict[str, float]:
         names = (f"loss.width.{width}" for width in self.widths.widths)
-        return loss, dict(zip(names, per_width_K.tolist(), strict=True))
+        return dict(zip(names, per_width_K.tolist(), strict=True))
+
+    def of_rows(
+        self,
+        queries_QD: torch.Tensor,
+        rows_P: torch.Tensor,
+        items_ND: torch.Tensor,
+        bias_N: torch.Tensor,
+        columns: Columns,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """As `forward` where many positions ask with one query, rows_P being that of each: the full softmax then makes
+        the normaliser of a query once. Widths learn from labels alone, not from the widest."""
+        if self.config.loss != "full":
+            return self(self.scores(queries_QD[rows_P], items_ND, bias_N), columns)
+        losses = []
+        for width in self.widths.widths:
+            logits_QN = queries_QD[:, :width].float() @ items_ND[:, :width].float().T + bias_N
+            losses.append(
+                (torch.logsumexp(logits_QN, 1)[rows_P] - logits_QN[rows_P, columns.labels_P]).mean()
+            )
+        per_width_K = torch.stack(losses)
+        return per_width_K @ per_width_K.new_tensor(self.widths.weights), self._named(per_width_K)
 
     def _loss(self, scores: Scores, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
         config, widths, labels_P = self.config, self.widths, columns.labels_P

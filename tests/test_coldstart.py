@@ -13,9 +13,7 @@ from recsys.models.base import FitContext
 from recsys.models.baselines.popularity import Popularity, PopularityConfig
 from recsys.models.coldstart.contrast import info_nce
 from recsys.models.coldstart.model import ColdStart, ColdStartConfig
-from recsys.models.coldstart.module import ColdStartModule, shared_softmax
-from recsys.models.losses import Widths
-from recsys.models.objective import Objective, ObjectiveConfig
+from recsys.models.coldstart.module import ColdStartModule
 from recsys.protocol import Protocol
 from recsys.schema import Dense, Queries
 from recsys.serving.forms import open_form
@@ -100,15 +98,6 @@ def test_info_nce_by_loops():
             own = float(x[n] @ y[n] / x[n].norm() / y[n].norm()) / 0.3
             total += np.log(np.exp(terms).sum()) - own
     assert float(info_nce(a, b, 0.3, (q_a, q_b), same)) == pytest.approx(total / 10, rel=1e-5)
-
-
-def test_a_shared_softmax_is_that_of_the_positions():
-    torch.manual_seed(0)
-    queries, items = torch.randn(3, 8), torch.randn(20, 8)
-    rows, labels = torch.tensor([0, 0, 2, 1, 0]), torch.tensor([4, 7, 4, 19, 0])
-    objective = Objective(ObjectiveConfig(), np.ones(20), Widths.equal((8,)))
-    wanted, _ = objective(objective.scores(queries[rows], items, torch.zeros(20)), objective.columns(labels))
-    assert float(shared_softmax(queries, items, rows, labels)) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_what_is_shown_is_not_asked_for():

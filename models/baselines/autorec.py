@@ -65,10 +65,8 @@ class AutoRecModule(nn.Module):
         total_BD = total_BD.index_add(0, row_P, weight_P[:, None] * self.inputs[item_P])
         hidden_BD = torch.sigmoid(total_BD / count_B.sqrt()[:, None] + self.offset)
         columns = self.objective.columns(item_P)
-        scores = self.objective.scores(
-            hidden_BD[row_P], self.items[columns.rows_N], self.bias[columns.rows_N]
-        )
-        return self.objective(scores, columns)
+        items_ND, bias_N = self.items[columns.rows_N], self.bias[columns.rows_N]
+        return self.objective.of_rows(hidden_BD, row_P, items_ND, bias_N, columns)
 
 
 class AutoRec(VectorModel[AutoRecConfig], LoopedModel[AutoRecConfig]):

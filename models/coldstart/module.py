@@ -24,17 +24,6 @@ _TRUST = 2.0
 """Logit by which gates prefer pretrained ids at first."""
 
 
-def shared_softmax(
-    queries_QD: torch.Tensor, items_ND: torch.Tensor, rows_P: torch.Tensor, labels_P: torch.Tensor
-) -> torch.Tensor:
-    """The full softmax of `Objective` where many positions ask with one query: each query's normaliser is made once.
-
-    rows_P: query of each position; labels_P: column of its label.
-    """
-    logits_QN = queries_QD @ items_ND.T
-    return (torch.logsumexp(logits_QN, 1)[rows_P] - logits_QN[rows_P, labels_P]).mean()
-
-
 class Side(nn.Module):
     """Ids and attribute fields of items or users, and the fusion of them with what else there is.
 
@@ -195,12 +184,8 @@ class ColdStartModule(nn.Module):
             found = self.query_vectors(user_B, history_BD, length_B, None)
             rows_P = row_P[asked_P]
         columns_ND = items_ND[place[: len(columns.rows_N)]]
-        if self.config.loss == "full":
-            loss, parts = shared_softmax(found[0], columns_ND, rows_P, columns.labels_P), {}
-        else:
-            none_N = columns_ND.new_zeros(len(columns_ND))
-            scores = self.objective.scores(found[0][rows_P], columns_ND, none_N)
-            loss, parts = self.objective(scores, columns)
+        none_N = columns_ND.new_zeros(len(columns_ND))
+        loss, parts = self.objective.of_rows(found[0], rows_P, columns_ND, none_N, columns)
         parts["rec"] = loss.item()
         if self.config.contrastive and self.config.contrast_weight:
             contrast = self._contrast(labels_P, row_P[asked_P])
