@@ -32,9 +32,8 @@ def linear_half(log: Log, fields: TableFields, config: LinearConfig) -> LinearHa
     own_IL = spectral(log, config.width, config.regularisation)
     count_I = log.item_counts()
     there_EF = fields.present_EF.numpy()
-    parts = [
-        one.numpy() * there_EF[:, [number]] for number, one in enumerate(fields.values())
-    ]  # an absent field says nothing
+    # an absent field says nothing
+    parts = [one.numpy() * there_EF[:, [number]] for number, one in enumerate(fields.values())]
     content_IK = np.concatenate([np.zeros((len(count_I), 0)), *parts], axis=1)
     map_KL = _ridge(content_IK, own_IL, count_I / (count_I + _CERTAIN), config.content_regularisation)
     told_IL = content_IK @ map_KL
