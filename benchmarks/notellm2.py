@@ -1,7 +1,8 @@
 """Item-to-item retrieval on H&M articles: does a language model that sees the picture beat a linear head?
 
     python benchmarks/notellm2.py                     2,000 articles, one seed: hours on two cores
-    python benchmarks/notellm2.py --articles 9578 --seeds 0,1,2 --device cuda --layers 30 --tune lora --epochs 5
+    python benchmarks/notellm2.py --articles 9578 --seeds 0,1,2 --device cuda --compute bfloat16 \\
+        --layers 30 --tune lora --epochs 5
     python benchmarks/notellm2.py --quick             600 articles, two layers, two epochs: some minutes
     python benchmarks/notellm2.py --check             exit 1 where a target falls short, naming it
 
@@ -191,7 +192,7 @@ def variant(case: Case, name: str, seed: int, args: argparse.Namespace) -> None:
         pairs = pairs[np.random.default_rng(seed).permutation(len(pairs))[: args.pairs]]
     config = NoteLLM2Config(
         variant=name, widths=WIDTHS, layers=args.layers, tune=args.tune, last_layers=args.last_layers, prompt=SHORT,
-        max_text_tokens=args.text_tokens, batch_size=args.batch, chunk=args.chunk, compute="bfloat16",
+        max_text_tokens=args.text_tokens, batch_size=args.batch, chunk=args.chunk, compute=args.compute,
         text_dropout=args.text_dropout,
         **({"table": "image_tokens", "image_tokens": 1 + args.grid**2} if args.grid else {}),
     )  # fmt: skip
@@ -266,6 +267,10 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--language", default="smollm2")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--compute", choices=("float32", "bfloat16"), default="float32",
+        help="bfloat16 is quicker where the processor multiplies it (AVX512-BF16, AMX, CUDA), and far slower elsewhere",
+    )  # fmt: skip
     parser.add_argument("--layers", type=int)
     parser.add_argument("--tune", choices=("lora", "last", "full"), default="last")
     parser.add_argument("--last-layers", type=int)
