@@ -1,5 +1,6 @@
 """Nothing of valid or test reaches what is fitted: replace every such row by a random item, and compare bytes."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,8 +90,16 @@ def fitted_bytes(split: Split, case: Case, table_box: Box, fit_parts: tuple[str,
     return state
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-@pytest.mark.parametrize("method", METHODS)
+def cases_by_method() -> Iterator:
+    """Every model with one method, every method with some models: a split hands all models the same kind of log. Each
+    with each takes minutes: pytest -m slow."""
+    for number, case in enumerate(cases()):
+        for place, method in enumerate(METHODS):
+            marks = () if place == number % len(METHODS) else pytest.mark.slow
+            yield pytest.param(method, case, marks=marks, id=f"{method}-{case.name}")
+
+
+@pytest.mark.parametrize(("method", "case"), cases_by_method())
 def test_nothing_of_later_parts_reaches_fitting(method, case, dataset, table_box, tmp_path):
     split = split_of(dataset, method)
     other = with_other_items(dataset, split, 0, tmp_path)
