@@ -53,16 +53,17 @@ class FieldTable(Table):
         manifest = dict(self.manifest) | {"hidden": share, "hidden_seed": seed}
         return replace(self, frame=frame, hashes_E=hashes_E, manifest=manifest)
 
-    def save(self, folder: Path) -> None:
-        with new_folder(folder) as target:
+    def save(self, folder: str | Path) -> None:
+        with new_folder(Path(folder)) as target:
             self.frame.write_parquet(target / "fields.parquet")
             rows = pl.DataFrame({"id": self.ids, "hash": list(self.hashes_E)})
             rows.write_parquet(target / "rows.parquet")
             self.write_header(target, "fields", "fields.parquet")
 
     @classmethod
-    def load(cls, folder: Path) -> "FieldTable":
+    def load(cls, folder: str | Path) -> "FieldTable":
         """Raises FeatureError where the folder is no table of fields, or was changed."""
+        folder = Path(folder)
         header = read_header(folder, "fields")
         check_values(folder / "fields.parquet", header)
         rows = read_rows(folder, "id", "hash")
@@ -83,8 +84,9 @@ def fields_of(frame: pl.DataFrame, described: Mapping[str, Any]) -> Fields:
     return Fields({name: _field(frame[name], facts) for name, facts in described.items()})
 
 
-def load_table(folder: Path) -> Table:
+def load_table(folder: str | Path) -> Table:
     """A FeatureTable or a FieldTable, whichever lies in `folder`."""
+    folder = Path(folder)
     kinds: dict[str, type[FeatureTable] | type[FieldTable]] = {"dense": FeatureTable, "fields": FieldTable}
     kind = read_header(folder)["kind"]
     if kind not in list(kinds):  # which may be anything, of a damaged file

@@ -119,16 +119,17 @@ class FeatureTable(Table):
         manifest = dict(self.manifest) | {"hidden": share, "hidden_seed": seed}
         return replace(self, values_EF=values_EF, present_E=present_E, hashes_E=hashes_E, manifest=manifest)
 
-    def save(self, folder: Path) -> None:
-        with new_folder(folder) as target:
+    def save(self, folder: str | Path) -> None:
+        with new_folder(Path(folder)) as target:
             np.save(target / "values.npy", self.values_EF, allow_pickle=False)
             rows = pl.DataFrame({"id": self.ids, "present": self.present_E, "hash": list(self.hashes_E)})
             rows.write_parquet(target / "rows.parquet")
             self.write_header(target, "dense", "values.npy")
 
     @classmethod
-    def load(cls, folder: Path) -> "FeatureTable":
+    def load(cls, folder: str | Path) -> "FeatureTable":
         """Raises FeatureError where the folder is no table, or its rows or values were changed."""
+        folder = Path(folder)
         header = read_header(folder, "dense")
         check_values(folder / "values.npy", header)
         rows = read_rows(folder, "id", "hash", "present")

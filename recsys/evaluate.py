@@ -60,13 +60,14 @@ class Evaluation:
             )
         return self.values[str(key)]["value"]
 
-    def save(self, folder: Path) -> None:
-        with new_folder(folder) as target:
+    def save(self, folder: str | Path) -> None:
+        with new_folder(Path(folder)) as target:
             write_json(target / "evaluation.json", {"values": self.values, "facts": self.facts})
             self.per_query.write_parquet(target / "per_query.parquet")
 
     @classmethod
-    def load(cls, folder: Path) -> "Evaluation":
+    def load(cls, folder: str | Path) -> "Evaluation":
+        folder = Path(folder)
         stored = json.loads((folder / "evaluation.json").read_text())
         return cls(stored["values"], pl.read_parquet(folder / "per_query.parquet"), stored["facts"])
 

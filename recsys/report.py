@@ -91,13 +91,14 @@ class Report:
             table.add_row(*cells)
         return table
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
         write_json(folder / "report.json", {"models": self.models, "facts": self.facts})
         write_bytes(folder / "report.html", render(self.models, self.facts, self.columns()).encode())
 
     @classmethod
-    def load(cls, folder: Path) -> "Report":
-        stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    def load(cls, folder: str | Path) -> "Report":
+        stored = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
         return cls(stored["models"], stored["facts"])
 
 

@@ -129,8 +129,8 @@ class Split:
         times = Ragged(self.log.time_N[known_N], starts, ends)
         return EvalQueries(query_id, Queries(users, Ragged(items, starts, ends), at, times=times), targets)
 
-    def save(self, folder: Path) -> None:
-        with new_folder(folder) as target:
+    def save(self, folder: str | Path) -> None:
+        with new_folder(Path(folder)) as target:
             pl.DataFrame(
                 {
                     "user": self.log.user_N.astype(np.int32),
@@ -152,7 +152,9 @@ class Split:
             write_json(target / "split.json", manifest)
 
     @classmethod
-    def load(cls, folder: Path) -> "Split":
+    def load(cls, folder: str | Path) -> "Split":
+        """Raises SplitError where the folder is no split, or its manifest is damaged."""
+        folder = Path(folder)
         try:
             manifest = json.loads((folder / "split.json").read_text())
             config = SplitConfig.model_validate(manifest["config"])

@@ -84,8 +84,8 @@ def test_hiding_takes_a_share_of_the_present_rows():
 
 
 def test_a_table_comes_back(tmp_path):
-    table_of().save(tmp_path / "table")
-    loaded = FeatureTable.load(tmp_path / "table")
+    table_of().save(str(tmp_path / "table"))
+    loaded = FeatureTable.load(str(tmp_path / "table"))
     assert loaded.fingerprint == table_of().fingerprint
     assert loaded.ids.equals(table_of().ids) and loaded.manifest == {"modality": "text"}
     np.testing.assert_array_equal(loaded.values_EF, table_of().values_EF)

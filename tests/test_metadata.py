@@ -97,8 +97,8 @@ def test_a_table_refuses_another_split(tmp_path, table):
 
 
 def test_saved_and_loaded(tmp_path, table):
-    table.save(tmp_path / "table")
-    again = load_table(tmp_path / "table")
+    table.save(str(tmp_path / "table"))
+    again = load_table(str(tmp_path / "table"))
     assert isinstance(again, FieldTable) and again.fingerprint == table.fingerprint
     assert again.frame.equals(table.frame)
     with pytest.raises(FeatureError, match="a table of kind 'fields'"):

@@ -297,8 +297,8 @@ def test_a_saved_split_comes_back(tmp_path, catalogue):
     split = make_split(
         dataset_of(tmp_path), SplitConfig(method="global_time", cuts=(20, 30), catalogue=catalogue)
     )
-    split.save(tmp_path / "split")
-    loaded = Split.load(tmp_path / "split")
+    split.save(str(tmp_path / "split"))
+    loaded = Split.load(str(tmp_path / "split"))
     assert (loaded.id, loaded.config, loaded.facts) == (split.id, split.config, split.facts)
     for part in split.config.parts:
         assert rows_of(loaded, part) == rows_of(split, part)
