@@ -191,13 +191,15 @@ def main() -> None:
     logging.disable(logging.INFO)
     assignments = [*options.assignments, *([f"train.epochs={QUICK_EPOCHS}"] if options.quick else [])]
     recipe = load_recipe(options.recipe, assignments)
-    bench = bench_of(recipe, options.out)
     presets = [
         name
         for name, (kind, _, _) in model_tables(recipe).items()
         if issubclass(load_class(kind, MODELS, Model), GraphRec)
     ]
     names = options.models.split(",") if options.models else [QUICK_MODEL] if options.quick else presets
+    if others := sorted(set(names) - set(presets)):
+        parser.error(f"--models {','.join(others)}: presets of the recipe are {', '.join(presets)}")
+    bench = bench_of(recipe, options.out)
     removed = ("text",) if options.quick else tuple(recipe.features)
     shares = QUICK_SHARES if options.quick else SHARES
     sums: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -206,6 +208,8 @@ def main() -> None:
         for name in names:
             for row, values in rows_of(bench, name, seed, removed, shares):
                 sums.setdefault(row, []).append(values)
+                means = " ".join(f"{np.nanmean(side):.4f}" for side in values if np.isfinite(side).any())
+                print(f"    {row[0]}, {row[1]}, seed {seed}: {means}", file=sys.stderr, flush=True)
     found = {
         row: tuple(np.mean(side, axis=0) for side in zip(*seeds, strict=True)) for row, seeds in sums.items()
     }
