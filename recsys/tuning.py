@@ -50,8 +50,9 @@ def tune(
 ) -> list[Tuned]:
     """As many trials for every model (or those named), best validation metric first.
 
-    Trials stand in `root`/tune/NAME.db and count: a second call does what is missing. Each is a run of MLflow under one
-    of the recipe. Raises ConfigError for a model that is not there or has no search space.
+    The first trial is the recipe as it stands, with no settings of its own. Trials stand in `root`/tune/NAME.db and
+    count: a second call does what is missing. Each is a run of MLflow under one of the recipe. Raises ConfigError for a
+    model that is not there or has no search space.
     """
     tables = model_tables(recipe)
     for name in models:
@@ -140,11 +141,15 @@ class _Search:
             load_if_exists=True,
         )
         done = [trial for trial in study.trials if trial.state.is_finished()]
-        study.optimize(
-            lambda trial: self._trial(trial, name, space),
-            n_trials=max(trials - len(done), 0),
-            catch=(TrainingError,),
-        )
+        missing = max(trials - len(done), 0)
+        # the recipe as it stands is a trial too, so that no search ends below what it began with
+        as_it_stands = int(missing > 0 and not any(one.user_attrs.get("settings") == "{}" for one in done))
+        for searched, count in (({}, as_it_stands), (space, missing - as_it_stands)):
+            study.optimize(
+                lambda trial, searched=searched: self._trial(trial, name, searched),
+                n_trials=count,
+                catch=(TrainingError,),
+            )
         finished = [trial for trial in study.trials if trial.state.is_finished()]
         states = {
             state: sum(t.state.name.lower() == state for t in finished)

@@ -30,10 +30,11 @@ def attach_tune(app: typer.Typer) -> None:
     ) -> None:
         """Search for settings with Optuna; the validation part judges, the test part is not within reach.
 
-        Every model gets as many trials. Trials are kept: the same command goes
-        on where it stood. Spaces come with the package, or stand in the recipe,
-        e.g. tune.sasrec.dropout = { low = 0.1, high = 0.6 }. The best settings
-        are written as a recipe, for recsys run.
+        Every model gets as many trials, the first of them the recipe as it
+        stands. Trials are kept: the same command goes on where it stood. Spaces
+        come with the package, or stand in the recipe, e.g. tune.sasrec.dropout =
+        { low = 0.1, high = 0.6 }. The best settings are written as a recipe, for
+        recsys run.
 
         Examples:
 
