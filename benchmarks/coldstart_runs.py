@@ -14,7 +14,7 @@ import torch
 
 from recsys.config import parse
 from recsys.evaluate import Evaluation, evaluate, validation_metric
-from recsys.fields import Categorical, Field, Fields, MultiValued
+from recsys.fields import Fields
 from recsys.files import digest
 from recsys.fitting import aligned_tables, tables_of
 from recsys.models.base import FitContext, Model
@@ -195,34 +195,19 @@ def _shuffled(tables: Tables) -> Tables:
     for key, table in tables.items():
         if key[0] == "item":
             size = len(table.present_E)
-            found[key] = _taken(table, np.random.default_rng(0).permutation(size))
+            found[key] = table.take(np.random.default_rng(0).permutation(size))
     return found
 
 
 def _constant(tables: Tables) -> Tables:
     """Every item has the content of the first."""
     return {
-        key: _taken(table, np.zeros(len(table.present_E), np.int64)) if key[0] == "item" else table
+        key: table.take(np.zeros(len(table.present_E), np.int64)) if key[0] == "item" else table
         for key, table in tables.items()
     }
 
 
 CONTROLS = {"shuffled": _shuffled, "constant": _constant}
-
-
-def _taken(table: Dense | Fields, rows: np.ndarray) -> Dense | Fields:
-    if isinstance(table, Dense):
-        return Dense(table.values_EF[rows], table.present_E[rows])
-    return Fields({name: _field_taken(field, rows) for name, field in table.fields.items()})
-
-
-def _field_taken(field: Field, rows: np.ndarray) -> Field:
-    present_E = field.present_E[rows]
-    if isinstance(field, Categorical):
-        return Categorical(field.codes_E[rows], present_E, field.size)
-    if isinstance(field, MultiValued):
-        return MultiValued(field.codes.take(rows), present_E, field.size)
-    return type(field)(field.values_E[rows], present_E)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Do graph recommenders read content, and what do they lose where it is missing?
 
-    python benchmarks/graph_quality.py            the presets of a recipe, every table, 10 to 70 % removed; hours
+    python benchmarks/graph_quality.py            graph models of a recipe, every table, 10 to 70 % removed; hours
     python benchmarks/graph_quality.py --quick    one preset, text alone, half of it removed, few epochs; minutes
     python benchmarks/graph_quality.py --check    exit 1 where a target falls short, naming it
 
-Rows of a preset: as it is; `permuted`, with the rows of all tables dealt to other items together; and, per table and
-share of its rows removed at random, `train` (gone while it is fitted, there when it scores), `test` (there while it is
-fitted, gone when it scores), each with the gap left to the model (`missing`) and filled with the mean of the table's
-other rows (`mean`). Of one draw, larger shares hold the smaller ones. LightGCN is the level of ids alone.
+Rows of a model (a preset, or the neighbour encoder, whose graph is made again of what is left): as it is; `permuted`,
+with the rows of all tables dealt to other items together; and, per table and share of its rows removed at random,
+`train` (gone while it is fitted, there when it scores), `test` (there while it is fitted, gone when it scores), each
+with the gap left to the model (`missing`) and filled with the mean of the table's other rows (`mean`; the encoder has
+none for typed fields, whose values are nodes). Of one draw, larger shares hold the smaller ones. LightGCN is the level
+of ids alone.
 
 NDCG@10 of the recipe's validation part, history masked, over all items and among the cold; 95 % intervals, bootstrap
 over users, of each query's mean over seeds. Targets, by the lower bounds of paired differences: a permuted preset is
@@ -29,15 +31,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 
 from recsys.evaluate import evaluate
-from recsys.fields import as_vectors
+from recsys.fields import Categorical, Field, Fields, MultiValued, as_vectors
 from recsys.fitting import Job, aligned_tables, context, model_config
 from recsys.models.base import FitContext, Model
+from recsys.models.graph.build import build_graph
+from recsys.models.graph.content import Content
+from recsys.models.graph.mmgl import MMGL
+from recsys.models.graph.mmgl_module import Inputs, MMGLModule
 from recsys.models.graph.recommender import GraphRec
 from recsys.pipeline import plan
 from recsys.protocol import Protocol
 from recsys.recipe import Recipe, load_recipe, model_tables
 from recsys.registry import MODELS, load_class
-from recsys.schema import Dense
+from recsys.schema import Dense, Ragged
 from recsys.splits import Split
 from recsys.stats import bootstrap_intervals, paired_test
 from recsys.train import fit
@@ -45,12 +51,12 @@ from recsys.train import fit
 RECIPE, IDS = "graph-latest-small", "lightgcn"
 SHARES, QUICK_SHARES, QUICK_EPOCHS, QUICK_MODEL = (0.1, 0.3, 0.5, 0.7), (0.5,), 5, "freedom"
 ALL, COLD = "valid/ndcg_at_10", "valid/ndcg_at_10/pool.cold"
-Tables = Mapping[str, Dense]
+Tables = Mapping[str, Dense | Fields]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The split, and the item tables as vectors, by name."""
+    """The split, and the item tables by name."""
 
     recipe: Recipe
     split: Split
@@ -65,7 +71,10 @@ class Bench:
 
     def context(self, job: Job, tables: Tables) -> FitContext:
         known = {("item", name): table for name, table in tables.items()}
-        return replace(context(self.split, job, {}), tables=known)
+        graph = None
+        if load_class(job.kind, MODELS, Model).uses_graph:
+            graph = build_graph(self.recipe.graph, self.split.fit_log(), tables)
+        return replace(context(self.split, job, {}), tables=known, graph=graph)
 
     def fitted(self, name: str, seed: int, tables: Tables) -> Model:
         job = self.job(name, seed)
@@ -80,19 +89,26 @@ class Bench:
         none_Q = np.full(len(found), np.nan)
         return tuple(found[key].to_numpy() if key in found.columns else none_Q for key in (ALL, COLD))
 
-    def scoring_with(self, model: GraphRec, seed: int, name: str, tables: Tables) -> GraphRec:
+    def scoring_with(self, model: GraphRec | MMGL, seed: int, name: str, tables: Tables) -> GraphRec | MMGL:
         """The fitted model where these tables are what it has of the items: its weights and whitening, other rows."""
-        other = type(model)(model.config)
+        other, module, log = type(model)(model.config), model.module, self.split.fit_log()
         other.setup(self.context(self.job(name, seed), tables))
-        content = {}
-        for table, known in model.module.known.items():
-            found = tables[table]
-            rows_IK = known.whitening(found.values_EF, found.present_E)
-            rows_IK[~found.present_E] = 0
-            content[table] = replace(known, rows_IK=rows_IK, present_I=found.present_E)
-        other.module = type(model.module)(model.config, self.split.fit_log(), content)
-        other.module.load_state_dict(model.module.state_dict())
+        known = model.content if isinstance(model, MMGL) else module.known
+        content = {table: read_as(one, as_vectors(tables[table])) for table, one in known.items()}
+        if isinstance(other, MMGL):
+            other.content = content
+            other.module = MMGLModule(model.config, log, Inputs(content, other.read))
+        else:
+            other.module = type(module)(model.config, log, content)
+        other.module.load_state_dict(module.state_dict())
         return other
+
+
+def read_as(known: Content, table: Dense) -> Content:
+    """Other rows through the same whitening."""
+    rows_IK = known.whitening(table.values_EF, table.present_E)
+    rows_IK[~table.present_E] = 0
+    return replace(known, rows_IK=rows_IK, present_I=table.present_E)
 
 
 def bench_of(recipe: Recipe, root: Path) -> Bench:
@@ -102,17 +118,19 @@ def bench_of(recipe: Recipe, root: Path) -> Bench:
     line.run(lambda box: print(f"... {box.name}", file=sys.stderr), lambda box, cached: None, until=names[-1])
     split = Split.load(line.boxes["split"].folder)
     boxes = {name: line.boxes[f"features.{name}"] for name in recipe.features}
-    found = {name: as_vectors(table) for (_, name), table in aligned_tables(split, boxes).items()}
-    return Bench(recipe, split, found)
+    return Bench(recipe, split, {name: table for (_, name), table in aligned_tables(split, boxes).items()})
 
 
 def without(
     tables: Tables, name: str, share: float, trained_I: np.ndarray, *, filled: bool
-) -> dict[str, Dense]:
+) -> dict[str, Dense | Fields]:
     """The tables where this share of one's rows are gone, or the mean of its other trained rows."""
-    table = tables[name]
-    there = np.flatnonzero(table.present_E)
+    there = np.flatnonzero(tables[name].present_E)
     gone = np.random.default_rng(0).permutation(there)[: round(share * len(there))]
+    table = tables[name]
+    if isinstance(table, Fields) and not filled:
+        return dict(tables) | {name: Fields({key: cleared(one, gone) for key, one in table.fields.items()})}
+    table = as_vectors(table)
     values_EF, present_E = table.values_EF.copy(), table.present_E.copy()
     present_E[gone], values_EF[gone] = False, np.nan
     if filled:
@@ -121,16 +139,29 @@ def without(
     return dict(tables) | {name: Dense(values_EF, present_E)}
 
 
-def permuted(tables: Tables) -> dict[str, Dense]:
+def cleared(field: Field, gone: np.ndarray) -> Field:
+    """Nothing known of these rows."""
+    present_E = field.present_E.copy()
+    present_E[gone] = False
+    if isinstance(field, Categorical):
+        return replace(field, codes_E=np.where(present_E, field.codes_E, 0), present_E=present_E)
+    if isinstance(field, MultiValued):
+        codes = field.codes
+        ends = np.where(present_E, codes.ends, codes.starts)
+        return replace(field, codes=Ragged(codes.values, codes.starts, ends), present_E=present_E)
+    return replace(field, values_E=np.where(present_E, field.values_E, np.nan), present_E=present_E)
+
+
+def permuted(tables: Tables) -> dict[str, Dense | Fields]:
     """All tables, dealt to other items together."""
     order = np.random.default_rng(0).permutation(len(next(iter(tables.values())).present_E))
-    return {name: Dense(table.values_EF[order], table.present_E[order]) for name, table in tables.items()}
+    return {name: table.take(order) for name, table in tables.items()}
 
 
 def rows_of(
     bench: Bench, name: str, seed: int, removed: tuple[str, ...], shares: tuple[float, ...]
 ) -> Iterator:
-    """((model, what was done), what `judged` says) of one preset and seed."""
+    """((model, what was done), what `judged` says) of one model and seed."""
     tables, trained_I = bench.tables, bench.split.fit_log().item_counts() > 0
     intact = bench.fitted(name, seed, tables)
     yield (name, "intact"), bench.judged(intact)
@@ -138,6 +169,8 @@ def rows_of(
     for table in removed:
         for share in shares:
             for how in ("missing", "mean"):
+                if how == "mean" and isinstance(intact, MMGL) and isinstance(tables[table], Fields):
+                    continue  # values are nodes there
                 cut = without(tables, table, share, trained_I, filled=how == "mean")
                 where = f"{table} -{share:.0%}"
                 learnt = bench.scoring_with(bench.fitted(name, seed, cut), seed, name, tables)
@@ -184,7 +217,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit 1 where a target falls short")
     parser.add_argument("--recipe", default=RECIPE, help="shipped recipe or TOML file")
     parser.add_argument("--set", action="append", default=[], dest="assignments", help="as of recsys run")
-    parser.add_argument("--models", default=None, help="names of presets in the recipe; default: all")
+    parser.add_argument("--models", default=None, help="names of graph models in the recipe; default: all")
     parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder that keeps data and tables")
     options = parser.parse_args()
@@ -194,11 +227,11 @@ def main() -> None:
     presets = [
         name
         for name, (kind, _, _) in model_tables(recipe).items()
-        if issubclass(load_class(kind, MODELS, Model), GraphRec)
+        if issubclass(load_class(kind, MODELS, Model), GraphRec | MMGL)
     ]
     names = options.models.split(",") if options.models else [QUICK_MODEL] if options.quick else presets
     if others := sorted(set(names) - set(presets)):
-        parser.error(f"--models {','.join(others)}: presets of the recipe are {', '.join(presets)}")
+        parser.error(f"--models {','.join(others)}: those of the recipe are {', '.join(presets)}")
     bench = bench_of(recipe, options.out)
     removed = ("text",) if options.quick else tuple(recipe.features)
     shares = QUICK_SHARES if options.quick else SHARES

@@ -21,6 +21,9 @@ class Categorical:
     present_E: np.ndarray
     size: int
 
+    def take(self, rows: np.ndarray) -> "Categorical":
+        return Categorical(self.codes_E[rows], self.present_E[rows], self.size)
+
 
 @dataclass(frozen=True)
 class MultiValued:
@@ -30,6 +33,9 @@ class MultiValued:
     present_E: np.ndarray
     size: int
 
+    def take(self, rows: np.ndarray) -> "MultiValued":
+        return MultiValued(self.codes.take(rows), self.present_E[rows], self.size)
+
 
 @dataclass(frozen=True)
 class Numeric:
@@ -37,6 +43,9 @@ class Numeric:
 
     values_E: np.ndarray
     present_E: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Numeric":
+        return Numeric(self.values_E[rows], self.present_E[rows])
 
 
 Field = Categorical | MultiValued | Numeric
@@ -52,6 +61,10 @@ class Fields:
     def present_E(self) -> np.ndarray:
         """Rows with at least one field."""
         return np.any([field.present_E for field in self.fields.values()], axis=0)
+
+    def take(self, rows: np.ndarray) -> "Fields":
+        """These rows, by index."""
+        return Fields({name: field.take(rows) for name, field in self.fields.items()})
 
     def dense(self) -> Dense:
         """One block of columns a field, for models that take vectors; rows without any field are NaN.

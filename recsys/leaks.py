@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from recsys.errors import LeakError
-from recsys.fields import Categorical, Field, Fields, MultiValued
+from recsys.fields import Fields
 from recsys.models.base import FitContext, Model
 from recsys.models.objective import Columns, Objective
 from recsys.schema import Dense
@@ -142,16 +142,8 @@ def _dealt(table: Dense | Fields, cold_I: np.ndarray, seed: int) -> Dense | Fiel
     rows = np.flatnonzero(cold_I)
     order_I = np.arange(len(cold_I))
     order_I[rows] = rows[np.random.default_rng(seed).permutation(len(rows))]
-    if isinstance(table, Dense):
-        scale_I1 = np.where(cold_I, 2, 1).astype(np.float32)[:, None]
-        return Dense(table.values_EF[order_I] * scale_I1, table.present_E[order_I])
-    return Fields({name: _dealt_field(field, order_I) for name, field in table.fields.items()})
-
-
-def _dealt_field(field: Field, order_I: np.ndarray) -> Field:
-    present_E = field.present_E[order_I]
-    if isinstance(field, Categorical):
-        return replace(field, codes_E=field.codes_E[order_I], present_E=present_E)
-    if isinstance(field, MultiValued):
-        return replace(field, codes=field.codes.take(order_I), present_E=present_E)
-    return replace(field, values_E=field.values_E[order_I], present_E=present_E)
+    found = table.take(order_I)
+    if isinstance(found, Fields):
+        return found
+    scale_I1 = np.where(cold_I, 2, 1).astype(np.float32)[:, None]
+    return Dense(found.values_EF * scale_I1, found.present_E)

@@ -74,9 +74,7 @@ class NeighbourEncoding:
         parts = [np.zeros((0, self.settings["width"]), np.float32)]
         for start in range(0, len(rows[self.tables[0]].present_E), _BLOCK):
             here = slice(start, start + _BLOCK)
-            part = {
-                name: Dense(rows[name].values_EF[here], rows[name].present_E[here]) for name in self.tables
-            }
+            part = {name: rows[name].take(here) for name in self.tables}
             parts.append(self.encoded(part, self.neighbours(part)))
         return np.concatenate(parts)
 

@@ -195,6 +195,10 @@ class Dense:
     def width(self) -> int:
         return self.values_EF.shape[1]
 
+    def take(self, rows: np.ndarray) -> "Dense":
+        """These rows, by index or mask."""
+        return Dense(self.values_EF[rows], self.present_E[rows])
+
 
 @dataclass(frozen=True)
 class Form:

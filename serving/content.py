@@ -112,7 +112,7 @@ class ContentEncoder:
                     )  # fmt: skip
                 values_EF[number] = vector
         if raw:
-            there = {other: Dense(one.values_EF[raw], one.present_E[raw]) for other, one in below.items()}
+            there = {other: one.take(raw) for other, one in below.items()}
             values_EF[raw] = self._read(name, [items[number] for number in raw], there)
         return Dense(values_EF, np.isfinite(values_EF).all(axis=1))
 

@@ -122,7 +122,7 @@ def test_cold_items_are_found_by_content_and_not_by_others_content(by_content):
     text = place.tables["item", "text"]
     assert hits(by_content, place, "cold") > 0.9
     order = np.random.default_rng(3).permutation(place.split.num_items)
-    dealt = place.tables | {("item", "text"): Dense(text.values_EF[order], text.present_E[order])}
+    dealt = place.tables | {("item", "text"): text.take(order)}
     wrong = fitted(place, place.context(tables=dealt))
     chance = 5 / (place.split.fit_log().item_counts() == 0).sum()
     assert hits(wrong, place, "cold") < chance + 0.2

@@ -45,7 +45,7 @@ from recsys.train_config import TrainConfig
 
 def rows_of(indices: list[int]) -> dict[str, Dense]:
     tables = {name: context().item_table(name) for name in ("text", "image")}
-    return {name: Dense(t.values_EF[indices], t.present_E[indices]) for name, t in tables.items()}
+    return {name: t.take(indices) for name, t in tables.items()}
 
 
 def reference(name: str, model) -> torch.Tensor:
@@ -169,7 +169,7 @@ def test_permuted_content_is_another_model():
     ctx, model = context(), FREEDOM(FREEDOMConfig(tables=("text",), widths=(6,), neighbours=2))
     table = ctx.item_table("text")
     order = np.roll(np.arange(ITEMS), 3)
-    dealt = replace(ctx, tables={("item", "text"): Dense(table.values_EF[order], table.present_E[order])})
+    dealt = replace(ctx, tables={("item", "text"): table.take(order)})
     graphs = []
     for one in (ctx, dealt):
         model.setup(one)

@@ -44,7 +44,7 @@ def set_up(seed: int = 3, **settings) -> MMGL:
 
 
 def rows_of(model: MMGL, items_N: np.ndarray) -> dict[str, Dense]:
-    return {name: Dense(t.values_EF[items_N], t.present_E[items_N]) for name, t in model.tables.items()}
+    return {name: t.take(items_N) for name, t in model.tables.items()}
 
 
 def encode(model: MMGL, items_N, *, training: bool = False, seed: int = 0) -> torch.Tensor:

@@ -42,9 +42,7 @@ class ItemContent:
         return len(self.texts)
 
     def take(self, rows_R: np.ndarray) -> "ItemContent":
-        tables = {
-            name: Dense(one.values_EF[rows_R], one.present_E[rows_R]) for name, one in self.tables.items()
-        }
+        tables = {name: one.take(rows_R) for name, one in self.tables.items()}
         return ItemContent([self.texts[row] for row in rows_R], tables)
 
     def table(self, name: str) -> Dense:
@@ -70,7 +68,7 @@ class ItemContent:
         """Every item with another's picture: the control of what pictures are worth."""
         order = np.random.default_rng(seed).permutation(len(self))
         tables = {
-            name: Dense(one.values_EF[order], one.present_E[order]) if self.modality(name) == IMAGE else one
+            name: one.take(order) if self.modality(name) == IMAGE else one
             for name, one in self.tables.items()
         }
         return replace(self, tables=tables)

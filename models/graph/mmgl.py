@@ -61,10 +61,7 @@ class MMGL(PairsModel[MMGLConfig]):
         """Vectors of the catalogue: trained items by the module, all others as new items are."""
         found, encoding = self._asked_alike(self.learnt()), self._encoding()
         items_ID = found.items_ID.copy()
-        cold = {
-            name: Dense(table.values_EF[self.cold], table.present_E[self.cold])
-            for name, table in self.tables.items()
-        }
+        cold = {name: table.take(self.cold) for name, table in self.tables.items()}
         items_ID[self.cold] = encoding.vectors(cold)
         return Vectors(replace(found.profile, inputs_ID=items_ID), items_ID, found.bias_I), encoding
 

@@ -155,10 +155,7 @@ class GraphRec(PairsModel[ConfigT]):
         self.module = self.Module(self.config, ctx.train, content)
         self.known_U, self.sequences = np.diff(ctx.train.indptr_U1) > 0, ctx.train.sequences
         self.cold = np.flatnonzero(counts_I == 0)
-        self.cold_rows = {
-            name: Dense(table.values_EF[self.cold], table.present_E[self.cold])
-            for name, table in tables.items()
-        }
+        self.cold_rows = {name: table.take(self.cold) for name, table in tables.items()}
         self.take_pairs(ctx)
 
     def batches(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, torch.Tensor]]:

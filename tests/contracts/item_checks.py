@@ -26,7 +26,7 @@ def content_that_is_not_asked_for_does_not_matter(case: Case) -> None:
     place = world("hidden")
     order = np.random.default_rng(7).permutation(place.split.num_items)
     text = place.tables["item", "text"]
-    dealt = place.tables | {("item", "text"): Dense(text.values_EF[order], text.present_E[order])}
+    dealt = place.tables | {("item", "text"): text.take(order)}
     other = case.fit(place.context(tables=dealt))[0]
     assert state_bytes(other) == state_bytes(case.fitted()), "shuffled content reached a model without tables"
 
@@ -50,7 +50,7 @@ def encode_items_one_by_one(case: Case) -> None:
     model, table = case.fitted(), world("hidden").tables["item", "text"]
 
     def encode(rows) -> np.ndarray:
-        return model.encode_items({"text": Dense(table.values_EF[rows], table.present_E[rows])})
+        return model.encode_items({"text": table.take(rows)})
 
     together = encode(slice(None))
     order = np.random.default_rng(5).permutation(len(together))

@@ -9,8 +9,6 @@ from contracts.worlds import world
 
 from recsys.config import parse
 from recsys.errors import ConfigError
-from recsys.fields import Fields
-from recsys.schema import Dense
 
 
 def config_round_trips(case: Case) -> None:
@@ -90,15 +88,9 @@ def permuted_items_permute_scores(case: Case) -> None:
     log = place.split.fit_log()
     moved = replace(log, item_N=new_index_I[log.item_N])
     table, old_index_I = place.tables["item", "text"], np.argsort(new_index_I)
-    about = place.tables["item", "about"].fields
     tables = place.tables | {
-        ("item", "text"): Dense(table.values_EF[old_index_I], table.present_E[old_index_I]),
-        ("item", "about"): Fields(
-            {
-                "group": replace(about["group"], codes_E=about["group"].codes_E[old_index_I]),
-                "groups": replace(about["groups"], codes=about["groups"].codes.take(old_index_I)),
-            }
-        ),
+        ("item", "text"): table.take(old_index_I),
+        ("item", "about"): place.tables["item", "about"].take(old_index_I),
     }
     model = case.fit(place.context(log=moved, tables=tables))[0]
     queries = queries_of(place)
