@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from recsys.errors import ModelError
 from recsys.models.mixers.attention import Attention
 from recsys.models.mixers.gru import GRUMixer
-from recsys.models.mixers.layout import earlier, to_packed, to_padded
+from recsys.models.mixers.layout import earlier, row_blocks, to_packed, to_padded
 from recsys.models.mixers.mamba import CausalConv, Mamba, Mamba2
 from recsys.models.mixers.scan import real_packed_scan
 from recsys.models.packing import pack
@@ -302,6 +302,25 @@ def test_padding_and_back():
     deep = tokens[:, :, None, None].expand(-1, -1, 2, 5)
     assert to_padded(deep, counts).shape == (3, 4, 3, 2, 5)
     assert torch.equal(to_packed(to_padded(deep, counts), counts), deep)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_blocks_hold_every_row_once_with_little_padding(seed):
+    rng = np.random.default_rng(seed)
+    lengths = np.sort(rng.geometric(0.08, size=rng.integers(1, 60)))[::-1]
+    counts = [int((lengths > step).sum()) for step in range(lengths[0])]
+    blocks = row_blocks(counts)
+    assert [first for first, _, _ in blocks] == [0, *(end for _, end, _ in blocks[:-1])]
+    assert blocks[-1][1] == len(lengths)
+    for first, end, steps in blocks:
+        inside = lengths[first:end]
+        assert len(inside) and inside.max() <= steps
+        assert inside.min() > steps // 2 or steps <= 8 or steps * len(inside) <= 1.5 * inside.sum()
+
+
+def test_blocks_are_cut_where_it_pays():
+    assert row_blocks([3] * 40) == [(0, 3, 40)] and row_blocks([]) == [(0, 0, 0)]
+    assert row_blocks([9] * 4 + [1] * 36) == [(0, 1, 40), (1, 9, 5)]  # one row of 40, eight of 4
 
 
 def test_earlier_tokens():

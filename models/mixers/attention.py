@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recsys.errors import ModelError
-from recsys.models.mixers.layout import places, to_packed, to_padded
+from recsys.models.mixers.layout import places, row_blocks, to_packed, to_padded
 
 
 class Attention(nn.Module):
@@ -40,19 +40,33 @@ class Attention(nn.Module):
     def forward(self, x_PD: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """[P, D] of packed tokens (see `recsys.models.packing`). Raises ModelError for a row past the window."""
         _check_length(counts, self.window)
-        _, step_P = places(counts, x_PD.device)
+        row_P, step_P = places(counts, x_PD.device)
         if self.position is not None:
             x_PD = x_PD + self.position.index_select(0, step_P)
         qkv_PE = self.qkv(x_PD)
+        blocks = row_blocks(counts)
+        if len(blocks) == 1:
+            return self.out(self._mixed(qkv_PE, counts))
+        tokens, mixed = [], []
+        for first, end, steps in blocks:  # padded together, most of what is attended to would be padding
+            tokens.append(((row_P >= first) & (row_P < end)).nonzero()[:, 0])
+            rows = [min(max(count, first), end) - first for count in counts[:steps]]
+            mixed.append(self._mixed(qkv_PE.index_select(0, tokens[-1]), rows))
+        back_P = torch.cat(tokens).argsort()
+        return self.out(torch.cat(mixed).index_select(0, back_P))
+
+    def _mixed(self, qkv_PE: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """[P, D] what the tokens of a packed batch attend to."""
         q, k, v = to_padded(qkv_PE, counts).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         # rows are aligned at their first token: padding comes after every real token, where a causal one never looks
         real_B11L = None
         if not self.causal:
-            real_B11L = to_padded(torch.ones_like(step_P, dtype=torch.bool), counts)[:, None, None]
+            everything = torch.ones(len(qkv_PE), dtype=torch.bool, device=qkv_PE.device)
+            real_B11L = to_padded(everything, counts)[:, None, None]
         mixed_BHLd = F.scaled_dot_product_attention(
             q, k, v, real_B11L, dropout_p=self.dropout if self.training else 0.0, is_causal=self.causal
         )
-        return self.out(to_packed(mixed_BHLd.transpose(1, 2).flatten(2), counts))
+        return to_packed(mixed_BHLd.transpose(1, 2).flatten(2), counts)
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """Weights of `recsys.serving.mixers.Attention`; the shape of qkv, [3, heads, D / heads, D], tells the heads."""

@@ -28,6 +28,23 @@ def to_packed(x_BL: torch.Tensor, counts: list[int]) -> torch.Tensor:
     return x_BL.flatten(0, 1).index_select(0, row_P * len(counts) + step_P)
 
 
+def row_blocks(counts: list[int], shortest: int = 8, spare: float = 1.5) -> list[tuple[int, int, int]]:
+    """(first row, row past the last, steps) of the blocks to pad by themselves; rows stand longest first.
+
+    A block is cut where rows are half as long as its longest, unless those are at most `shortest` steps, or padding it
+    whole makes less than `spare` places a token. Without rows there is one empty block.
+    """
+    found, first, steps, rows = [], 0, len(counts), counts[0] if counts else 0
+    while first < rows or not found:
+        tokens = sum(max(count - first, 0) for count in counts[:steps])
+        whole = steps <= shortest or (rows - first) * steps <= spare * tokens
+        end = rows if whole else counts[steps // 2]
+        if whole or end > first:
+            found.append((first, end, steps))
+        first, steps = end, steps // 2
+    return found
+
+
 def earlier(counts: list[int], lag: int, device: torch.device) -> torch.Tensor:
     """For each token with one `lag` steps before it in its row, the index of that one.
 
