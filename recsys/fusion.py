@@ -68,9 +68,9 @@ class Fusion:
         count_N1 = present_NF.sum(axis=1, keepdims=True)
         chosen_NFD = (count_N1 * selection_NF)[..., None] * e_NFD
         member_GF = np.arange(self.group_F.max() + 1)[:, None] == self.group_F
-        sums_NGD = np.einsum("gf,nfd->ngd", member_GF.astype(chosen_NFD.dtype), chosen_NFD)
-        hidden_NGH = np.maximum(np.einsum("ngd,gdh->ngh", sums_NGD, arrays[UP]) + arrays["up_bias"], 0)
-        h_NGD = sums_NGD + np.einsum("ngh,ghd->ngd", hidden_NGH, arrays[DOWN])
+        sums_GND = np.stack([chosen_NFD[:, own_F].sum(axis=1) for own_F in member_GF])
+        hidden_GNH = np.maximum(sums_GND @ arrays[UP] + arrays["up_bias"][:, None], 0)
+        h_NGD = (sums_GND + hidden_GNH @ arrays[DOWN]).transpose(1, 0, 2)
         available_NG = (present_NF[:, None] & member_GF).any(axis=2)
         fusion_NG = self._gate(FUSE, h_NGD * available_NG[..., None], available_NG.astype(h_NGD.dtype))
         out_ND = np.einsum("ng,ngd->nd", fusion_NG, h_NGD)

@@ -78,9 +78,9 @@ class LayeredItems:
 
 def layered(inputs_NF: np.ndarray, weights: Mapping[str, np.ndarray]) -> np.ndarray:
     """[N, D] of inputs that are there already."""
-    hidden_KNH = np.einsum("nf,khf->knh", inputs_NF, weights["inner.weight"]) + weights["inner.bias"][:, None]
+    hidden_KNH = inputs_NF @ weights["inner.weight"].transpose(0, 2, 1) + weights["inner.bias"][:, None]
     hidden_KNH = np.where(hidden_KNH > 0, hidden_KNH, SLOPE * hidden_KNH)
-    out_KND = np.einsum("knh,kdh->knd", hidden_KNH, weights["outer.weight"]) + weights["outer.bias"][:, None]
+    out_KND = hidden_KNH @ weights["outer.weight"].transpose(0, 2, 1) + weights["outer.bias"][:, None]
     if "gate.weight" in weights:
         logits_NK = inputs_NF @ weights["gate.weight"].T + weights["gate.bias"]
         powers_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))

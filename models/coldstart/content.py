@@ -172,7 +172,8 @@ class ContentModel(VectorModel[ConfigT], PairBatches[ConfigT]):
             if ("user", name) not in ctx.tables:
                 ctx.item_table(name)  # says which tables there are
         self.module = self.Module(self.config, ctx)
-        self.rows = {name: ctx.item_table(name) for name in self.module.encoding().tables}
+        cold_I = ~self.module.known_I
+        self.cold_rows = {name: ctx.item_table(name).take(cold_I) for name in self.module.encoding().tables}
         self.take_pairs(ctx)
 
     @torch.inference_mode()
@@ -181,7 +182,7 @@ class ContentModel(VectorModel[ConfigT], PairBatches[ConfigT]):
         users_UD, items_ID = (value.cpu().numpy().copy() for value in module.vectors())
         self.made = module.encoding()
         if not module.known_I.all():  # a tower's rounding differs from that of the same in NumPy
-            items_ID[~module.known_I] = self.made.vectors(self.rows)[~module.known_I]
+            items_ID[~module.known_I] = self.made.vectors(self.cold_rows)
         profile = self.profile(users_UD, items_ID)
         return Vectors(profile, items_ID, np.zeros(len(items_ID), np.float32))
 
