@@ -90,13 +90,16 @@ class ContentTower(nn.Module):
         self.outer = nn.Parameter(torch.randn(experts, config.width, config.hidden) / config.hidden**0.5)
         self.outer_bias = nn.Parameter(torch.zeros(experts, config.width))
         self.gate = nn.Linear(sum(sizes), experts) if experts > 1 else None
-        own_KF = np.repeat(np.eye(len(sizes)), sizes, axis=1) if apart else np.ones((experts, sum(sizes)))
-        self.register_buffer("own_K1F", torch.from_numpy(own_KF[:, None]).float(), persistent=False)
+        self.own = None
+        if apart:  # zeros in the columns of other tables, where no gradient reaches
+            own_KF = np.repeat(np.eye(len(sizes)), sizes, axis=1)
+            self.inner.data *= torch.from_numpy(own_KF[:, None]).float()
+            self.own = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes), strict=True)]
 
     def forward(self, rows_N: torch.Tensor, extra_ND: torch.Tensor | None = None) -> torch.Tensor:
         """[N, D]."""
         x_NF = torch.where(self.there_EF[rows_N], self.values_EF[rows_N], self.missing)
-        hidden_KNH = torch.einsum("nf,khf->knh", x_NF, self.inner * self.own_K1F) + self.inner_bias[:, None]
+        hidden_KNH = self._hidden(x_NF) + self.inner_bias[:, None]
         if extra_ND is not None:
             hidden_KNH = hidden_KNH + extra_ND @ self.extra.T
         hidden_KNH = F.leaky_relu(hidden_KNH, SLOPE)
@@ -107,6 +110,13 @@ class ContentTower(nn.Module):
             out_ND = torch.einsum("nk,knd->nd", torch.softmax(self.gate(x_NF), 1), out_KND)
         return F.normalize(out_ND, dim=1) if self.unit_length else out_ND
 
+    def _hidden(self, x_NF: torch.Tensor) -> torch.Tensor:
+        """[K, N, H]."""
+        if self.own is None:
+            return torch.einsum("nf,khf->knh", x_NF, self.inner)
+        parts = zip(self.own, self.inner, strict=True)
+        return torch.stack([x_NF[:, columns] @ inner_HF[:, columns].T for columns, inner_HF in parts])
+
     def learnt(self, after_DD: np.ndarray | None = None) -> LayeredItems:
         """As it stands now, for rows as tables have them, without anything extra. after_DD: a map that follows."""
         maps, start = {}, 0
@@ -115,7 +125,7 @@ class ContentTower(nn.Module):
             missing_K = self.missing.detach().cpu().numpy()[start:stop].copy()
             maps[name], start = TableMap(whitening.mean_F, whitening.map_FK, missing_K), stop
         weights = {
-            "inner.weight": self.inner * self.own_K1F,
+            "inner.weight": self.inner,
             "inner.bias": self.inner_bias,
             "outer.weight": self.outer,
             "outer.bias": self.outer_bias,

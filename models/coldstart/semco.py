@@ -36,7 +36,10 @@ class SEMCoModule(ContentModule):
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         item_P, other_P = batch["item_P"], batch["other_P"]
         needed = torch.cat([other_P, self.drawn(self.config.negatives)]).unique()
-        logits_PN = self.items(item_P) @ self.items(needed).T / self.config.temperature
+        rows, place = torch.cat([needed, item_P]).unique(return_inverse=True)
+        vectors_RD = self.items(rows)
+        needed_ND, own_PD = vectors_RD[place].split([len(needed), len(item_P)])
+        logits_PN = own_PD @ needed_ND.T / self.config.temperature
         labels_P = torch.searchsorted(needed, other_P)
         own_PN = needed == item_P[:, None]  # the item itself is no answer, unless it is the other one
         own_PN = own_PN.scatter(1, labels_P[:, None], False)
