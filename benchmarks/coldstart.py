@@ -1,6 +1,7 @@
 """Cold start: the contrastive model beside its rivals, with items or users held out.
 
-    python benchmarks/coldstart.py --quick    the headline table on ml-latest-small: one partition, one seed
+    python benchmarks/coldstart.py --quick    the headline table on ml-latest-small: one partition, one seed, at most
+                                              15 epochs; minutes
     python benchmarks/coldstart.py            all tables: 5 partitions x 3 seeds, few-shot curve, ablation, learning
                                               rates, controls, gates; hours
     python benchmarks/coldstart.py --only headline,ablation
@@ -40,6 +41,7 @@ POOLS = {"mixed": "", "cold": "/pool.cold", "warm": "/pool.warm"}
 METRICS = ("hr", "ndcg", "mrr", "recall")
 SAME_SIZE = ("mf", "autorec")
 SHOTS = (0, 1, 2, 3, 5, 10)
+QUICK_EPOCHS = 15
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "full": {},
@@ -53,10 +55,19 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
 
 
 class Bench:
-    """Partitions and seeds, and where results go. short: targets that were missed."""
+    """Partitions and seeds, and where results go. headline_changes: to the settings of all models of that table. short:
+    targets that were missed."""
 
-    def __init__(self, out: Path, partitions: Sequence[int], seeds: Sequence[int], workers: int):
+    def __init__(
+        self,
+        out: Path,
+        partitions: Sequence[int],
+        seeds: Sequence[int],
+        workers: int,
+        headline_changes: Mapping[str, Any] | None = None,
+    ):
         self.out, self.seeds, self.short, self.workers = out, seeds, [], workers
+        self.headline_changes = headline_changes
         self.places = [Place.of(SMALL, out, f"split.seed={number}") for number in partitions]
 
     def all(
@@ -83,9 +94,9 @@ class Bench:
 
     def headline(self) -> None:
         """Every model of the recipe in every pool."""
-        names = list(self.places[0].recipe.models)
-        self.prepare(*((name, None, "") for name in names))
-        found = {name: self.all(name) for name in names}
+        names, changes = list(self.places[0].recipe.models), self.headline_changes
+        self.prepare(*((name, changes, "") for name in names))
+        found = {name: self.all(name, changes) for name in names}
         for k in (10, 20):
             print(f"\n| at {k} | {' | '.join(f'{pool} {one}' for pool in POOLS for one in METRICS)} |")
             print(f"| --- |{' --- |' * len(POOLS) * len(METRICS)}")
@@ -229,7 +240,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="the headline table, one partition and seed")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"headline alone: a partition, a seed, {QUICK_EPOCHS} epochs"
+    )
     parser.add_argument("--only", default=",".join(STUDIES), help="tables, of: " + ", ".join(STUDIES))
     parser.add_argument("--partitions", type=int, default=5, help="item partitions")
     parser.add_argument("--seeds", type=int, default=3, help="model seeds of each partition")
@@ -239,7 +252,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit 1 where a target falls short")
     options = parser.parse_args()
     partitions, seeds = (1, 1) if options.quick else (options.partitions, options.seeds)
-    bench = Bench(options.out, range(partitions), range(seeds), options.workers)
+    changes = {"train": {"epochs": QUICK_EPOCHS}} if options.quick else None
+    bench = Bench(options.out, range(partitions), range(seeds), options.workers, changes)
     for study in ["headline"] if options.quick else options.only.split(","):
         print(f"\n## {study}: {partitions} partitions, {seeds} seeds")
         getattr(bench, study)()

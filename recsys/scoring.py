@@ -78,7 +78,9 @@ def dot_scores(
     if repeat is not None:
         rows, items, buckets = seen_items(history) if seen is None else seen
     if candidates is None:
-        scores_QI = scale * (queries_QD @ items_ID.T) + bias_I
+        scores_QI = queries_QD @ items_ID.T
+        scores_QI *= scale
+        scores_QI += bias_I  # in place: the largest array of a full ranking
         if repeat is not None:
             scores_QI[rows, items] += repeat[buckets]
         return scores_QI.astype(np.float32, copy=False)
