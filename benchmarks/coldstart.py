@@ -1,7 +1,7 @@
 """Cold start: the contrastive model beside its rivals, with items or users held out.
 
-    python benchmarks/coldstart.py --quick    the headline table on ml-latest-small: one partition, one seed, at most
-                                              15 epochs; minutes
+    python benchmarks/coldstart.py --quick    the headline table on ml-latest-small: one partition, one seed, six
+                                              epochs: a look at all of it, no comparison; minutes
     python benchmarks/coldstart.py            all tables: 5 partitions x 3 seeds, few-shot curve, ablation, learning
                                               rates, controls, gates; hours
     python benchmarks/coldstart.py --only headline,ablation
@@ -41,7 +41,7 @@ POOLS = {"mixed": "", "cold": "/pool.cold", "warm": "/pool.warm"}
 METRICS = ("hr", "ndcg", "mrr", "recall")
 SAME_SIZE = ("mf", "autorec")
 SHOTS = (0, 1, 2, 3, 5, 10)
-QUICK_EPOCHS = 15
+QUICK_EPOCHS = 6
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "full": {},

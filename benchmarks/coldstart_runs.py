@@ -134,7 +134,8 @@ def prepare(jobs: Sequence[Job], workers: int) -> None:
     """Make what is not there yet, several at once, each on one thread."""
     spent: dict[str, float] = {}
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for done in as_completed([pool.submit(job) for job in jobs]):
+        # recipes name what is quick first; long fits begun last would leave cores idle
+        for done in as_completed([pool.submit(job) for job in reversed(jobs)]):
             name, seconds = done.result()
             spent[name] = spent.get(name, 0) + seconds
     for name, seconds in spent.items():

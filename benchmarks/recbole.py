@@ -9,11 +9,17 @@ environment is made if it is not there (minutes). --check: exit 1 below ten time
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # as the command line does; RecBole's process inherits both
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 import torch
 

@@ -40,18 +40,17 @@ class SequenceModule(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         tokens_P, counts_T = batch["tokens_P"], batch["counts_T"].tolist()
-        columns = self.objective.columns(batch["labels_P"])
+        columns, asked_P = self.objective.columns(batch["labels_P"]), batch.get("asked_P")
         if self.config.loss == "full":
             items_ID = self.items()
-            queries_PD, columns_ND = self.trunk(items_ID, tokens_P, counts_T), items_ID[columns.rows_N]
+            queries_PD = self.trunk(items_ID, tokens_P, counts_T, asked_P)
+            columns_ND = items_ID[columns.rows_N]
         else:  # only what the step needs is encoded: the items of the rows and those to be scored
             rows_N, places = torch.cat([tokens_P.clamp_min(0), columns.rows_N]).unique(return_inverse=True)
             own_P, column_N = places.split([len(tokens_P), len(columns.rows_N)])
             items_ND = self.items(rows_N)
-            queries_PD = self.trunk(items_ND, own_P.where(tokens_P >= 0, -1), counts_T)
+            queries_PD = self.trunk(items_ND, own_P.where(tokens_P >= 0, -1), counts_T, asked_P)
             columns_ND = items_ND[column_N]
-        if "asked_P" in batch:  # not every token is asked about
-            queries_PD = queries_PD[batch["asked_P"]]
         return self.objective(self._scores(batch, queries_PD, columns_ND, columns.rows_N), columns)
 
     def _scores(

@@ -69,11 +69,17 @@ class Block(nn.Module):
         self.norm1, self.norm2 = BlockNorm(config.widths), BlockNorm(config.widths)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, u_PD: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    def forward(
+        self, u_PD: torch.Tensor, counts: list[int], asked: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """asked: tokens whose values are wanted, None = all. The mixer reads every token, the feed-forward these."""
         if self.pre:
             u_PD = u_PD + self.dropout(self.mixer(self.norm1(u_PD), counts))
+        else:
+            u_PD = self.norm1(u_PD + self.dropout(self.mixer(u_PD, counts)))
+        u_PD = u_PD if asked is None else u_PD[asked]
+        if self.pre:
             return u_PD + self.dropout(self.ffn(self.norm2(u_PD)))
-        u_PD = self.norm1(u_PD + self.dropout(self.mixer(u_PD, counts)))
         return self.norm2(u_PD + self.dropout(self.ffn(u_PD)))
 
 
@@ -113,14 +119,20 @@ class Trunk(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.blocks)])
 
-    def forward(self, items_ID: torch.Tensor, tokens_P: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """tokens_P: item of every token, -1 = start or hidden. Returns [P, D]."""
+    def forward(
+        self,
+        items_ID: torch.Tensor,
+        tokens_P: torch.Tensor,
+        counts: list[int],
+        asked: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """tokens_P: item of every token, -1 = start or hidden. Returns [P, D], or the rows of the tokens asked for."""
         u_PD = torch.where(tokens_P[:, None] < 0, self.start, items_ID[tokens_P.clamp_min(0)])
         u_PD = u_PD if self.positions is None else self.positions(u_PD, counts)
         u_PD = self.dropout(u_PD if self.in_norm is None else self.in_norm(u_PD))
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             u_PD = block(u_PD, counts)
-        return u_PD
+        return self.blocks[-1](u_PD, counts, asked)
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """Weights of `recsys.serving.network.Network`."""
