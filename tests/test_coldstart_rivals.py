@@ -20,10 +20,11 @@ from recsys.train import fit
 from recsys.train_config import TrainConfig
 
 
+@pytest.mark.parametrize("scale", [3, 300])
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0])
-def test_entmax_against_a_root_finder(alpha):
+def test_entmax_against_a_root_finder(alpha, scale):
     rng = np.random.default_rng(0)
-    logits = 3 * rng.standard_normal((4, 9))
+    logits = scale * rng.standard_normal((4, 9))
 
     def weights(z, t):
         return np.maximum((alpha - 1) * z - t, 0) ** (1 / (alpha - 1))

@@ -368,7 +368,7 @@ _DECLARED: dict[str, tuple[dict[str, Any], ...]] = {
     "bert4rec": (
         {
             "settings": _TINY | {"heads": 2},
-            "train": {"epochs": 80, "lr": 1e-2},  # each epoch asks for a fifth of the items
+            "train": {"epochs": 120, "lr": 1e-2},  # each epoch asks for a fifth of the items
             "claims": ("order",),
             "order_matters": True,
         },
