@@ -35,7 +35,6 @@ from recsys.fields import Categorical, Field, Fields, MultiValued, as_vectors
 from recsys.fitting import Job, aligned_tables, context, model_config
 from recsys.models.base import FitContext, Model
 from recsys.models.graph.build import build_graph
-from recsys.models.graph.content import Content
 from recsys.models.graph.mmgl import MMGL
 from recsys.models.graph.mmgl_module import Inputs, MMGLModule
 from recsys.models.graph.recommender import GraphRec
@@ -94,7 +93,7 @@ class Bench:
         other, module, log = type(model)(model.config), model.module, self.split.fit_log()
         other.setup(self.context(self.job(name, seed), tables))
         known = model.content if isinstance(model, MMGL) else module.known
-        content = {table: read_as(one, as_vectors(tables[table])) for table, one in known.items()}
+        content = {table: one.read(as_vectors(tables[table])) for table, one in known.items()}
         if isinstance(other, MMGL):
             other.content = content
             other.module = MMGLModule(model.config, log, Inputs(content, other.read))
@@ -102,13 +101,6 @@ class Bench:
             other.module = type(module)(model.config, log, content)
         other.module.load_state_dict(module.state_dict())
         return other
-
-
-def read_as(known: Content, table: Dense) -> Content:
-    """Other rows through the same whitening."""
-    rows_IK = known.whitening(table.values_EF, table.present_E)
-    rows_IK[~table.present_E] = 0
-    return replace(known, rows_IK=rows_IK, present_I=table.present_E)
 
 
 def bench_of(recipe: Recipe, root: Path) -> Bench:
@@ -125,9 +117,9 @@ def without(
     tables: Tables, name: str, share: float, trained_I: np.ndarray, *, filled: bool
 ) -> dict[str, Dense | Fields]:
     """The tables where this share of one's rows are gone, or the mean of its other trained rows."""
-    there = np.flatnonzero(tables[name].present_E)
-    gone = np.random.default_rng(0).permutation(there)[: round(share * len(there))]
     table = tables[name]
+    there = np.flatnonzero(table.present_E)
+    gone = np.random.default_rng(0).permutation(there)[: round(share * len(there))]
     if isinstance(table, Fields) and not filled:
         return dict(tables) | {name: Fields({key: cleared(one, gone) for key, one in table.fields.items()})}
     table = as_vectors(table)
@@ -224,14 +216,14 @@ def main() -> None:
     logging.disable(logging.INFO)
     assignments = [*options.assignments, *([f"train.epochs={QUICK_EPOCHS}"] if options.quick else [])]
     recipe = load_recipe(options.recipe, assignments)
-    presets = [
+    models = [
         name
         for name, (kind, _, _) in model_tables(recipe).items()
         if issubclass(load_class(kind, MODELS, Model), GraphRec | MMGL)
     ]
-    names = options.models.split(",") if options.models else [QUICK_MODEL] if options.quick else presets
-    if others := sorted(set(names) - set(presets)):
-        parser.error(f"--models {','.join(others)}: those of the recipe are {', '.join(presets)}")
+    names = options.models.split(",") if options.models else [QUICK_MODEL] if options.quick else models
+    if others := sorted(set(names) - set(models)):
+        parser.error(f"--models {','.join(others)}: those of the recipe are {', '.join(models)}")
     bench = bench_of(recipe, options.out)
     removed = ("text",) if options.quick else tuple(recipe.features)
     shares = QUICK_SHARES if options.quick else SHARES

@@ -16,10 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # as the command line does; RecBole's process inherits both
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+# as the command line does; RecBole's process inherits it
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 

@@ -95,10 +95,8 @@ class SequenceModel(LoopedModel[ConfigT]):
             history = history.tail(self.config.window - 1)
         packed = pack(with_question(history, first=self.config.trunk != "bidirectional"))
         tokens_P = self._tensor(packed.items_P)
-        last_B = self._tensor(packed.last_B)
-        u_BD = (
-            self.module.trunk(self.module.items(), tokens_P, packed.counts_T.tolist(), last_B).cpu().numpy()
-        )
+        last_B, counts = self._tensor(packed.last_B), packed.counts_T.tolist()
+        u_BD = self.module.trunk(self.module.items(), tokens_P, counts, last_B).cpu().numpy()
         vectors_QD = np.empty((len(queries), u_BD.shape[1]), np.float32)
         vectors_QD[packed.order_B] = u_BD
         return vectors_QD[:, : legal_width(width, self.widths)]

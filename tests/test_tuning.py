@@ -150,9 +150,7 @@ def test_trials_are_runs_under_one_of_the_recipe(dataset, tmp_path):
         child.data.tags["mlflow.parentRunId"] == parent.info.run_id for child in children
     )
     assert all(child.data.metrics["valid"] >= 0 for child in children)
-    assert ["train.lr" in child.data.params for child in children].count(
-        True
-    ) == 1  # the other: the recipe itself
+    assert sum("train.lr" in child.data.params for child in children) == 1  # the other: the recipe itself
 
 
 def test_weak_trials_are_cut_short(dataset, tmp_path):

@@ -14,9 +14,8 @@ def entmax(logits_PN: torch.Tensor, alpha: float) -> torch.Tensor:
     falls, so that no step goes past the root. -inf gives 0.
     """
     power, scaled_PN = 1 / (alpha - 1), (alpha - 1) * (logits_PN - logits_PN.amax(1, keepdim=True))
-    threshold_P1 = scaled_PN.new_full(
-        (len(scaled_PN), 1), -1.0
-    )  # the largest entry alone gives a sum of 1 there
+    # where the largest entry, 0 now, alone gives a sum of 1
+    threshold_P1 = scaled_PN.new_full((len(scaled_PN), 1), -1.0)
     for _ in range(_MOST_STEPS):
         above_PN = (scaled_PN - threshold_P1).clamp_min_(0)
         slopes_PN = above_PN.sign() if power == 1 else above_PN ** (power - 1)

@@ -30,9 +30,11 @@ class Content:
     @classmethod
     def of(cls, table: Dense, counts_I: np.ndarray, dims: int) -> "Content":
         whitening = Whitening.fit(table, counts_I > 0, dims)
-        rows_IK = whitening(table.values_EF, table.present_E)
-        rows_IK[~table.present_E] = 0
-        return cls(whitening, rows_IK, table.present_E.copy(), np.flatnonzero(counts_I))
+        return cls(whitening, *_whitened(whitening, table), np.flatnonzero(counts_I))
+
+    def read(self, table: Dense) -> "Content":
+        """Other rows of the same items through the same whitening."""
+        return Content(self.whitening, *_whitened(self.whitening, table), self.trained)
 
     @property
     def spread_K(self) -> np.ndarray:
@@ -61,6 +63,13 @@ class Content:
             Dense(rows_IP, self.present_I), self.trained, k, mutual=mutual, in_degree=in_degree
         )
         return np.repeat(np.arange(len(rows_IP)), np.diff(indptr_I1)), target_E, cosine_E
+
+
+def _whitened(whitening: Whitening, table: Dense) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, zeros where absent; present)."""
+    rows_IK = whitening(table.values_EF, table.present_E)
+    rows_IK[~table.present_E] = 0
+    return rows_IK, table.present_E.copy()
 
 
 class ContentMaps(nn.Module):

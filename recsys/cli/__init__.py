@@ -321,8 +321,8 @@ attach_zeroshot(app)
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2; anything else is a bug and keeps its traceback."""
-    # threads that wait do not spin: a full ranking, NumPy and torch by turns, takes half the time for it on two cores,
-    # and with other work on the machine spinning costs up to ten times the work itself
+    # threads that wait do not spin: a full ranking, NumPy and torch by turns, then takes little more than half the time
+    # on two cores, and with other work on the machine spinning costs up to ten times the work itself
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("recsys").setLevel(logging.INFO)
